@@ -1,0 +1,1 @@
+"""Slides and scenes, opened by content and read at any spacing."""

@@ -1,0 +1,1 @@
+"""From images to stores: one image end to end, and many."""

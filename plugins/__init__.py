@@ -1,0 +1,1 @@
+"""Other programs' doors to GigaVim."""
