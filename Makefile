@@ -1,0 +1,36 @@
+# make demo   a sample slide and a sample scene, mapped; prints where the results are
+# make test   the whole test suite
+# make check  what CI runs besides: formatting, lint, types
+#
+# Each makes .venv first, from the exact versions in constraints.txt. PYTHON=python3.12 chooses another.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test check clean
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py kernels/scan/scan.c
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "GigaVim needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@mkdir -p demo
+	@test -f demo/slide.svs || $(BIN)/gigavim sample slide demo/slide.svs
+	@test -f demo/scene.tif || $(BIN)/gigavim sample scene demo/scene.tif
+	$(BIN)/gigavim run demo/slide.svs demo/scene.tif --output demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo dist

@@ -1,0 +1,59 @@
+"""Bounded read-ahead on Dask: work goes out in order, and comes back in order, a few items at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def reader_pool(threads: int) -> Iterator[Any]:
+    """Open a Dask client whose workers are threads of this process.
+
+    Readers spend their time in decoders that release the interpreter lock, and what they return is
+    handed over without a copy.
+    """
+    from distributed import Client
+
+    # A worker that is told to stop in the middle of a read says so at length; our caller says it in a line.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with Client(
+        processes=False,
+        n_workers=1,
+        threads_per_worker=threads,
+        dashboard_address=None,
+        memory_limit=0,
+        set_as_default=False,
+    ) as client:
+        yield client
+
+
+def stream(
+    client: Any, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
+) -> Iterator[Result]:
+    """Apply a function to items on a Dask client and yield the results in the items' order.
+
+    At most ``ahead`` items are submitted and not yet taken, so memory does not grow with their number.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    """
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            waiting.append(client.submit(function, item, pure=False))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
