@@ -1,0 +1,18 @@
+"""What a run leaves behind: one Zarr v3 group per image, readable with nothing but ``zarr``.
+
+::
+
+    attrs            gigavim: version, command, configuration, model, source, spacing, status, times
+    tokens/          coords (N, 2) x, y in level-0 pixels · grid_index (N, 2) row, column
+                     features (N, D) · valid (N,) · probs (N, K) where a head gives them
+    tiles/           coords (T, 2) · vectors (T, D) · probs (T, K)
+    image/           vector (D,) · scores (K,)
+    maps/<head>/     OME-Zarr image;  labels/<head>/ OME-Zarr label pyramid
+    errors/          x, y, w, h, level, message: what could not be read
+    state/           what a resume needs; gone when the run is complete
+"""
+
+from gigavim.store.identity import fingerprint
+from gigavim.store.result import ResultStore
+
+__all__ = ["ResultStore", "fingerprint"]

@@ -1,0 +1,402 @@
+"""The store of one image: created, resumed, filled, and marked complete last."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import filelock
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import ZstdCodec
+
+from gigavim.errors import StoreBusyError, StoreError
+from gigavim.geometry import Level
+from gigavim.sources.source import ReadError
+from gigavim.store.blocks import BlockState, TokenBlock
+from gigavim.store.identity import differences
+
+# Rows of a table: what one read decodes, and how many of those share a file.
+_CHUNK_ROWS = 2048
+_CHUNKS_PER_SHARD = 16
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or write elsewhere with -o",
+    errno.EDQUOT: "free some of your quota, or write elsewhere with -o",
+    errno.EFBIG: "raise the file size limit (ulimit -f), or write elsewhere with -o",
+    errno.EROFS: "write elsewhere with -o",
+    errno.EACCES: "write to a folder that is yours with -o",
+    errno.EPERM: "write to a folder that is yours with -o",
+    errno.ENOTDIR: "write elsewhere with -o",
+    errno.EEXIST: "write elsewhere with -o",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line that says what to do.
+
+    Raises
+    ------
+    StoreError
+        In place of any `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk, or write elsewhere with -o")
+        fault = error.strerror or str(error)
+        raise StoreError(f"cannot write {path}: {fault.lower()}; {remedy}") from error
+
+
+class ResultStore:
+    """One image's results, as a Zarr v3 group on a local disk.
+
+    Made by `create` for a run and by `open` for a look. A run holds it in a ``with`` statement:
+    while it lasts, no other run may have the store, and however it ends, the store says truthfully
+    whether it is complete.
+    """
+
+    def __init__(
+        self, path: Path, group: zarr.Group, lock: filelock.BaseFileLock | None = None
+    ) -> None:
+        self.path = path
+        self.group = group
+        self._lock = lock
+        self._state = BlockState(path / "state")
+
+    @classmethod
+    def create(
+        cls, path: str | Path, attributes: Mapping[str, Any], *, force: bool = False
+    ) -> ResultStore:
+        """Start a run, or take up the same one where it stopped.
+
+        Look at `complete` first: a finished store of the same run comes back as it is, without a
+        lock, and nothing is left to do.
+
+        Parameters
+        ----------
+        attributes
+            What the store says of itself, in JSON types. ``configuration``, ``model`` and
+            ``source`` (its ``size`` and ``fingerprint``) make the run: put there what changes the
+            result and nothing else.
+        force
+            Start over, whatever an earlier run left.
+
+        Raises
+        ------
+        StoreBusyError
+            If another run holds the store.
+        StoreError
+            If the store holds another run, the folder something else, or nothing can be written.
+        """
+        path = Path(path)
+        found = _open(path, "r")
+        if found is not None and not force:
+            store = cls(path, found)
+            if store.complete and not differences(store.attributes, attributes):
+                return store
+        with contextlib.ExitStack() as undo:
+            lock = _lock(path)
+            undo.callback(_unlock, lock)
+            with writing(path):
+                group = _prepare(path, attributes, force=force)
+            undo.pop_all()
+        return cls(path, group, lock)
+
+    @classmethod
+    def open(cls, path: str | Path) -> ResultStore:
+        """Open a store for reading, complete or not.
+
+        Raises
+        ------
+        StoreError
+            If there is none.
+        """
+        path = Path(path)
+        group = _open(path, "r")
+        if group is None:
+            raise StoreError(f"{path} is no GigaVim store: there is nothing; check the path")
+        return cls(path, group)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs have the store."""
+        if self._lock is not None:
+            _unlock(self._lock)
+            self._lock = None
+
+    def __getitem__(self, name: str) -> zarr.Array[Any]:
+        """Return an array, ``store["tokens/features"]``."""
+        array = self.group[name]
+        if not isinstance(array, zarr.Array):
+            raise KeyError(name)
+        return array
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the store says of itself."""
+        return _attributes(self.group)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there."""
+        return bool(self.attributes["status"] == "complete")
+
+    def block_done(self, block: int) -> bool:
+        """Tell whether a block of tokens was committed, in this run or one that it resumes."""
+        return self._state.done(block)
+
+    def write_block(
+        self,
+        block: int,
+        tokens: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+        errors: Sequence[ReadError] = (),
+    ) -> None:
+        """Commit the tokens of one block of patches, all of it or nothing.
+
+        Parameters
+        ----------
+        tokens
+            Shape (m, D).
+        valid
+            Shape (m,).
+        """
+        with writing(self.path):
+            self._state.write(block, tokens, valid, errors)
+
+    def read_block(self, block: int) -> TokenBlock:
+        """Return a committed block."""
+        return self._state.read(block)
+
+    def write_array(self, name: str, values: NDArray[Any]) -> None:
+        """Write a whole array, ``tokens/coords`` say, over what is there."""
+        self.write_rows(name, [values], values.shape, values.dtype)
+
+    def write_rows(
+        self, name: str, parts: Iterable[NDArray[Any]], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> None:
+        """Write an array that comes in parts along its first axis; holds one file of it at a time.
+
+        Numbers that a network made do not compress, so floats are stored as they are.
+
+        Raises
+        ------
+        ValueError
+            If the parts do not add up to ``shape``.
+        """
+        dtype = np.dtype(dtype)
+        length, width = shape[0], shape[1:]
+        chunk = max(1, min(length, _CHUNK_ROWS))
+        shard = chunk * max(1, min(-(-length // chunk), _CHUNKS_PER_SHARD))
+        with writing(self.path):
+            array = self.group.create_array(
+                name,
+                shape=shape,
+                dtype=dtype,
+                chunks=(chunk, *width),
+                shards=(shard, *width),
+                compressors=None if dtype.kind == "f" else ZstdCodec(),
+                overwrite=True,
+            )
+            start = 0
+            for rows in _regroup(parts, shard):
+                if start + len(rows) > length:
+                    raise ValueError(f"{name} has {length} rows, and more than those came")
+                array[start : start + len(rows)] = rows.astype(dtype, copy=False)
+                start += len(rows)
+        if start != length:
+            raise ValueError(f"{name} has {length} rows, and {start} came")
+
+    def write_errors(self, errors: Iterable[ReadError], levels: Sequence[Level]) -> None:
+        """Record what could not be read, each part once, in level-0 pixels.
+
+        Parameters
+        ----------
+        levels
+            The pyramid that the errors' windows refer to.
+        """
+        rows = list(dict.fromkeys(errors))
+        columns: dict[str, list[int]] = {"x": [], "y": [], "w": [], "h": [], "level": []}
+        for error in rows:
+            level, window = levels[error.level], error.window
+            columns["x"].append(round(window.x * level.downsample_x))
+            columns["y"].append(round(window.y * level.downsample_y))
+            columns["w"].append(round(window.width * level.downsample_x))
+            columns["h"].append(round(window.height * level.downsample_y))
+            columns["level"].append(error.level)
+        for name, column in columns.items():
+            self.write_array(f"errors/{name}", np.array(column, np.int32))
+        with writing(self.path):
+            messages = self.group.create_array(
+                "errors/message", shape=(len(rows),), dtype="string", overwrite=True
+            )
+            if rows:
+                messages[:] = np.array([error.message for error in rows], object)
+
+    def describe(self, name: str, **attributes: Any) -> None:
+        """Attach attributes to a group or array, ``describe("tokens", order="hilbert")``."""
+        with writing(self.path):
+            self.group[name].attrs.update(attributes)
+
+    def finish(self, **facts: Any) -> None:
+        """Remove what only a resume needs and mark the store complete, last.
+
+        Parameters
+        ----------
+        facts
+            What is known only now: times, peak memory.
+        """
+        with writing(self.path):
+            _update(self.group, **facts, status="written")
+            _finish(self.path, self.group)
+
+
+def _open(path: Path, mode: Literal["r", "r+"]) -> zarr.Group | None:
+    """Open a store; None where nothing is yet."""
+    if not path.is_dir():
+        if path.exists():
+            raise StoreError(f"{path} is a file, not a GigaVim store; write elsewhere with -o")
+        return None
+    if all(file.suffix == ".partial" for file in path.iterdir()):
+        return None
+    try:
+        group = zarr.open_group(path, mode=mode, zarr_format=3)
+    except (FileNotFoundError, ValueError):
+        group = None
+    if group is None or "gigavim" not in group.attrs:
+        raise StoreError(
+            f"{path} holds something that is not a GigaVim store and is left alone; "
+            "write elsewhere with -o, or remove it yourself"
+        )
+    return group
+
+
+def _prepare(path: Path, attributes: Mapping[str, Any], *, force: bool) -> zarr.Group:
+    """Bring a locked folder to where the run can go on."""
+    group = _open(path, "r+")
+    if group is not None:
+        for leftover in path.rglob("*.partial"):
+            leftover.unlink()
+        if force:
+            _update(group, status="running")
+            _clear(path)
+        else:
+            differ = differences(_attributes(group), attributes)
+            if differ:
+                raise StoreError(
+                    f"{path} holds another run ({', '.join(differ)}); "
+                    "start over with --force, or write elsewhere with -o"
+                )
+            if _attributes(group)["status"] == "written":
+                _finish(path, group)
+            if _attributes(group)["status"] == "complete":
+                return group
+    writer = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}
+    marks = {**attributes, "status": "running", "writer": writer}
+    if group is None:
+        group = zarr.create_group(path, attributes={"gigavim": marks})
+    else:
+        group.attrs["gigavim"] = marks
+    group.require_group("state")
+    return group
+
+
+def _finish(path: Path, group: zarr.Group) -> None:
+    """Go from ``written`` to ``complete``; a kill on the way loses nothing."""
+    if (path / "state").exists():
+        shutil.rmtree(path / "state")
+    _update(group, status="complete")
+
+
+def _clear(path: Path) -> None:
+    """Empty a store but for the file that says it is ours."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != "zarr.json":
+            entry.unlink()
+
+
+def _attributes(group: zarr.Group) -> dict[str, Any]:
+    """Return what the group says of itself."""
+    marks = group.attrs["gigavim"]
+    if not isinstance(marks, dict):
+        raise StoreError(f"{group.store_path} is damaged: its attributes are no table; use --force")
+    return dict(marks)
+
+
+def _update(group: zarr.Group, **marks: Any) -> None:
+    """Change some of what the group says of itself, in one write."""
+    group.attrs["gigavim"] = {**_attributes(group), **marks}
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    """Take the store, or say who has it; the operating system lets go when a process dies."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path.with_name(f"{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            group = _open(path, "r")
+            writer = _attributes(group).get("writer", {}) if group is not None else {}
+            who = f"process {writer['pid']} on {writer['host']}" if writer else "another process"
+            raise StoreBusyError(
+                f"{path} is being written by {who}; wait for it, or write elsewhere with -o"
+            ) from None
+    return lock
+
+
+def _unlock(lock: filelock.BaseFileLock) -> None:
+    """Give the store back and leave no file behind."""
+    # Unlinked while held: whoever opened the old file meanwhile finds it unlinked and tries again.
+    with contextlib.suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def _now() -> str:
+    """Return the time, for people and machines."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _regroup(parts: Iterable[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
+    """Cut and join parts so that each but the last has ``rows`` rows, as a shard wants it.
+
+    A shard written in two goes is read, merged and written again, and lost if two writers do so.
+    """
+    held: list[NDArray[Any]] = []
+    count = 0
+    for part in parts:
+        start = 0
+        while start < len(part):
+            piece = part[start : start + rows - count]
+            held.append(piece)
+            count += len(piece)
+            start += len(piece)
+            if count == rows:
+                yield held[0] if len(held) == 1 else np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield held[0] if len(held) == 1 else np.concatenate(held)
