@@ -61,7 +61,7 @@ def level_downsample(size_level0: int, size: int) -> float:
 
     Writers halve and round: 2967 rows become 741, and each still covers exactly 4. Dividing the sizes
     would give 4.004 and shift the far edge by three pixels, so a whole factor is taken when rounding
-    explains the size.
+    explains the size; a power of two before any other.
 
     >>> level_downsample(2967, 741)
     4.0
@@ -69,9 +69,9 @@ def level_downsample(size_level0: int, size: int) -> float:
     3.3333333333333335
     """
     ratio = size_level0 / size
-    whole = max(1, round(ratio))
-    if size in (size_level0 // whole, -(-size_level0 // whole)):
-        return float(whole)
+    for whole in (2 ** max(0, round(math.log2(ratio))), max(1, round(ratio))):
+        if size in (size_level0 // whole, -(-size_level0 // whole)):
+            return float(whole)
     return ratio
 
 

@@ -27,7 +27,8 @@ def reader_pool(threads: int) -> Iterator[Any]:
         processes=False,
         n_workers=1,
         threads_per_worker=threads,
-        dashboard_address=None,
+        # The scheduler insists on a port; a free one lets many runs live side by side.
+        dashboard_address="127.0.0.1:0",
         memory_limit=0,
         set_as_default=False,
     ) as client:

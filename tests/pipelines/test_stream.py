@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from gigavim.pipelines.stream import reader_pool, stream
+
+
+class Counter:
+    """Counts what is submitted and not yet taken."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def items(self, n: int):
+        for item in range(n):
+            self.given += 1
+            yield item
+
+
+def slow_first(item: int) -> int:
+    time.sleep(0.05 if item == 0 else 0)
+    return item * item
+
+
+def fail_on_two(item: int) -> int:
+    if item == 2:
+        raise OSError("gone")
+    return item
+
+
+def thread_name(_: int) -> str:
+    time.sleep(0.01)
+    return threading.current_thread().name
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    with reader_pool(2) as client:
+        assert list(stream(client, slow_first, range(20), ahead=4)) == [i * i for i in range(20)]
+
+
+def test_no_more_than_ahead_items_are_in_flight() -> None:
+    counter = Counter()
+    with reader_pool(2) as client:
+        for taken, _ in enumerate(stream(client, slow_first, counter.items(30), ahead=3)):
+            assert counter.given - taken <= 3
+
+
+def test_an_error_in_a_task_reaches_the_caller_as_it_is() -> None:
+    with reader_pool(1) as client, pytest.raises(OSError, match="gone"):
+        list(stream(client, fail_on_two, range(5), ahead=2))
+
+
+def test_tasks_run_beside_the_caller() -> None:
+    with reader_pool(2) as client:
+        names = set(stream(client, thread_name, range(8), ahead=4))
+    assert threading.current_thread().name not in names
+    assert len(names) == 2
