@@ -1,0 +1,359 @@
+"""Weights and what is needed to run them, to and from one file.
+
+A model is one safetensors file whose metadata holds a `ModelSpec` as JSON under the key
+``gigavim``. Weights published elsewhere, safetensors or ``.pth`` without such metadata, are
+recognised by the shapes of their tensors. A ``.pth`` is a pickle; it is read by PyTorch's
+restricted unpickler alone, which builds tensors and plain containers and runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gigavim import __version__
+from gigavim.encoder import VisionMamba, VisionMambaConfig
+from gigavim.errors import ModelError
+from gigavim.head import ClassTable
+from gigavim.models import weights_path
+
+KEY = "gigavim"
+"""Of the metadata of a safetensors file."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Everything that running a model takes besides its weights."""
+
+    architecture: VisionMambaConfig
+    scale: float = 1 / 255
+    """Pixel values are multiplied by this first."""
+    normalisation: Literal["fixed", "image"] = "fixed"
+    """Whether `mean` and `std` are subtracted and divided by, or each image's own."""
+    mean: tuple[float, ...] = ()
+    """Per band, after `scale`; empty for ``image``."""
+    std: tuple[float, ...] = ()
+    """Per band, after `scale`; empty for ``image``."""
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    spacing: float | None = None
+    """Size of a pixel that it was trained at, in `unit`; None where any may do."""
+    unit: str | None = None
+    """``µm`` or ``metre``."""
+    tile: int = 224
+    """Side of the images that it was trained on, in pixels."""
+    classes: ClassTable | None = None
+    """Of its classifier; None where their names are not known."""
+    training_data: str = ""
+    licence: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """On held-out data."""
+    code_version: str = __version__
+    """Of the GigaVim that wrote it."""
+
+    def __post_init__(self) -> None:
+        bands = self.architecture.bands
+        per_band = (
+            (self.bands, self.mean, self.std) if self.normalisation == "fixed" else (self.bands,)
+        )
+        if any(len(values) != bands for values in per_band):
+            raise ValueError(
+                f"a model of {bands} bands needs {bands} names and, unless normalised per image, "
+                f"means and stds, not {len(self.bands)}, {len(self.mean)} and {len(self.std)}"
+            )
+
+    def to_json(self) -> str:
+        """Return it as a JSON object with the names of the fields."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Return what `to_json` wrote.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            If it is something else.
+        """
+        values: dict[str, Any] = json.loads(text)
+        values["architecture"] = VisionMambaConfig(**values["architecture"])
+        for name in ("mean", "std", "bands"):
+            values[name] = tuple(values[name])
+        if values["classes"]:
+            colours = tuple((r, g, b) for r, g, b in values["classes"]["colours"])
+            values["classes"] = ClassTable(tuple(values["classes"]["names"]), colours)
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An encoder ready to run."""
+
+    encoder: VisionMamba
+    """On its device, in evaluation mode, float32."""
+    spec: ModelSpec
+    path: Path
+    """The file it was read from."""
+    sha256: str
+    """Of that file, in hexadecimal."""
+
+
+def load_model(
+    name_or_path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    architecture: VisionMambaConfig | None = None,
+    average: bool = False,
+) -> Model:
+    """Load a model that ships with GigaVim, a model file, or published Vim weights.
+
+    Parameters
+    ----------
+    architecture
+        For weights that do not say theirs; by default inferred by `infer_config`. Their pixels are
+        then normalised by the mean and standard deviation of ImageNet.
+    average
+        Take the moving average of the weights, where a training checkpoint holds one.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, or the file cannot be read, is not safe to read, or does not fit.
+    """
+    path = weights_path(name_or_path)
+    weights = load_weights(path, average=average)
+    spec = _read_spec(path)
+    if spec is None:
+        try:
+            config = architecture or infer_config(weights)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
+        if config.bands != 3:
+            raise ModelError(
+                f"{path} takes {config.bands} bands and does not say how to normalise them; "
+                "save it once with gigavim.checkpoint.save_model and a ModelSpec"
+            )
+        spec = ModelSpec(config, mean=IMAGENET_MEAN, std=IMAGENET_STD, tile=config.image_size)
+    with torch.device("meta"):
+        encoder = VisionMamba(spec.architecture)
+    _check_fit(encoder, weights, path)
+    encoder.load_state_dict(weights, assign=True)
+    encoder.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Model(encoder, spec, path, sha256)
+
+
+def save_model(
+    path: str | Path, encoder: VisionMamba, spec: ModelSpec, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write an encoder and its specification to one safetensors file.
+
+    Parameters
+    ----------
+    dtype
+        Of the stored weights; float16 halves the file. They are float32 once loaded.
+
+    Raises
+    ------
+    ValueError
+        If `spec` describes another architecture.
+    """
+    if spec.architecture != encoder.config:
+        raise ValueError("the specification describes another architecture than the encoder has")
+    weights = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in encoder.state_dict().items()
+    }
+    safetensors.torch.save_file(weights, path, {KEY: spec.to_json()})
+
+
+def load_weights(path: str | Path, *, average: bool = False) -> dict[str, Tensor]:
+    """Read the weights in a safetensors file or a PyTorch checkpoint, by name, on the CPU.
+
+    Of a training checkpoint the weights alone are returned, of one written by several processes
+    without the prefix ``module.``.
+
+    Parameters
+    ----------
+    average
+        Take the moving average of the weights (``model_ema``) of a training checkpoint.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read, holds no weights, or is a pickle that wants to run code.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ModelError(
+                f"{path} is not a readable safetensors file ({error}); get it again"
+            ) from error
+    content = _load_pickle(path)
+    name = "model_ema" if average else "model"
+    if isinstance(content, dict) and (average or "model" in content):
+        if name not in content:
+            raise ModelError(f"{path} holds no moving average of the weights; load it without")
+        content = content[name]
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(map(torch.is_tensor, content.values()))
+    ):
+        raise ModelError(f"{path} holds no weights: expected tensors by name, alone or as `model`")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        # Published checkpoints hold the options of their training; a Namespace runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("Please file an issue")[0].split("\n")
+        wanted = next(
+            (line.strip() for line in reason if "GLOBAL" in line), "it is not a pickle of tensors"
+        )
+        raise ModelError(
+            f"{path} was refused, nothing in it was run: {wanted}; ask its author for safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        # What the unpickler makes of a file that is no pickle at all depends on its first bytes.
+        fault = str(error).splitlines()[0] if str(error) else "it ends early"
+        raise ModelError(f"{path} is not a readable checkpoint ({fault}); get it again") from error
+
+
+def _read_spec(path: Path) -> ModelSpec | None:
+    """Return what the metadata says; None where the file has none of ours."""
+    if path.suffix != ".safetensors":
+        return None
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if KEY not in metadata:
+        return None
+    try:
+        return ModelSpec.from_json(metadata[KEY])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{path}: its description cannot be understood ({error}); "
+            "update GigaVim, in case a newer one wrote it"
+        ) from error
+
+
+def infer_config(weights: Mapping[str, Tensor]) -> VisionMambaConfig:
+    """Recover the architecture from names and shapes.
+
+    Shapes do not tell everything. A class token is taken to sit in the middle and the directions to
+    be halved, as in all published weights with a class token, and the training images to be 224 px
+    where the number of positions allows it.
+
+    Raises
+    ------
+    ModelError
+        If these are not the weights of a Vim.
+    """
+    try:
+        patch_weight = weights["patch_embed.proj.weight"]
+        mixer = {
+            name.removeprefix("layers.0.mixer."): tensor.shape
+            for name, tensor in weights.items()
+            if name.startswith("layers.0.mixer.")
+        }
+        inner, state = mixer["A_log"]
+        taps, rank = mixer["conv1d.weight"][-1], mixer["dt_proj.weight"][-1]
+    except KeyError as error:
+        raise ModelError(
+            f"these are not the weights of a Vision Mamba: there is no {error}; "
+            "other architectures cannot be run"
+        ) from error
+    width, bands, patch, _ = patch_weight.shape
+    depth = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
+    head = weights.get("head.weight")
+
+    class_token: Literal["middle", "double", "none"] = "none"
+    if "cls_token" in weights:
+        class_token = "middle"
+    elif "cls_token_head" in weights:
+        class_token = "double"
+    directions: Literal["v2", "v1", "forward"] = "forward"
+    if "conv1d_b.weight" in mixer:
+        directions = "v2"
+    elif "A_b_log" in mixer:
+        directions = "v1"
+    rotary = "rope.freqs_cos" in weights
+    image_size, stride = 224, patch
+    if "pos_embed" in weights:
+        class_rows = {"none": 0, "middle": 1, "double": 2}[class_token]
+        image_size, stride = _training_size(weights["pos_embed"].shape[1] - class_rows, patch)
+    return VisionMambaConfig(
+        image_size=image_size,
+        patch=patch,
+        stride=stride,
+        bands=bands,
+        width=width,
+        depth=depth,
+        state=state,
+        expand=inner // width,
+        conv=taps,
+        dt_rank=rank if rank != math.ceil(width / 16) else None,
+        classes=len(head) if head is not None else 0,
+        class_token=class_token,
+        position="learned" if "pos_embed" in weights else "none",
+        # The only published weights with rotary positions rotate both and do not halve.
+        rope="tokens and residual" if rotary else "none",
+        directions=directions,
+        halve=directions == "v2" and not rotary,
+        norm="layer" if "norm_f.bias" in weights else "rms",
+        layer_scale=1.0 if "gamma" in mixer else None,
+    )
+
+
+def _training_size(positions: int, patch: int) -> tuple[int, int]:
+    """Return the size of the training images and the stride that give so many positions."""
+    side = math.isqrt(positions)
+    if side * side != positions:
+        raise ModelError(
+            f"{positions} positions are not those of a square image; pass the architecture"
+        )
+    for stride in (patch, patch // 2, patch // 4):
+        if stride and (224 - patch) // stride + 1 == side:
+            return 224, stride
+    return side * patch, patch
+
+
+def _check_fit(encoder: VisionMamba, weights: Mapping[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in weights:
+            raise ModelError(f"{path} lacks {name} {shape}; is it complete, and a Vision Mamba?")
+        if tuple(weights[name].shape) != shape:
+            raise ModelError(
+                f"{path}: {name} is {tuple(weights[name].shape)}, but the architecture has "
+                f"{shape}; pass the architecture that it was trained with"
+            )
+    unexpected = sorted(set(weights) - set(expected))
+    if unexpected:
+        raise ModelError(
+            f"{path} holds {unexpected[0]} and {len(unexpected) - 1} more tensors that the "
+            "architecture has no place for; pass the architecture that it was trained with"
+        )

@@ -1,0 +1,148 @@
+"""From features to answers: clusters without labels, classes with them.
+
+A head is a function from features, shape (n, D), to probabilities, shape (n, K); `clusters` answers
+with labels instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gigavim.encoder import VisionMamba
+
+SAMPLE = 50_000
+"""Features that the clusters are fitted on, however many there are."""
+ROWS_AT_ONCE = 65_536
+"""Features converted and labelled together, so that memory does not grow with their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """The classes of a map, in the order of its labels or probabilities."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    """Red, green and blue of each, 0 to 255."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colours):
+            raise ValueError(f"{len(self.names)} class names for {len(self.colours)} colours")
+
+    @classmethod
+    def of_clusters(cls, k: int) -> ClassTable:
+        """Name and colour `k` clusters, which mean nothing in themselves."""
+        colours = tuple((int(r), int(g), int(b)) for r, g, b in palette(k))
+        return cls(tuple(f"cluster {i + 1}" for i in range(k)), colours)
+
+
+def clusters(features: NDArray[np.floating], k: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Group features that are alike: mini-batch k-means on standardised features.
+
+    The same features and seed give the same labels. They are numbered along the direction in which
+    the clusters differ most, so that alike clusters get neighbouring numbers.
+
+    Parameters
+    ----------
+    features
+        Shape (n, D), finite. At most `SAMPLE` of them, drawn by the seed, are fitted.
+    k
+        Clusters, 1 to 255; where there are fewer different features, there are fewer clusters.
+
+    Returns
+    -------
+    labels
+        0 to k - 1, shape (n,).
+
+    Raises
+    ------
+    ValueError
+        If `k` is out of range.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    if not 1 <= k <= 255:
+        raise ValueError(f"clusters are 1 to 255, not {k}")
+    n = len(features)
+    if n == 0:
+        return np.zeros(0, np.uint8)
+    random = np.random.default_rng(seed)
+    chosen = np.sort(random.choice(n, SAMPLE, replace=False)) if n > SAMPLE else np.arange(n)
+    sample = np.asarray(features[chosen], np.float32)
+    mean, spread = sample.mean(0), sample.std(0)
+    spread[spread < 1e-6] = 1.0  # a constant feature tells nothing; rounding must not blow it up
+    sample = (sample - mean) / spread
+
+    k = min(k, len(np.unique(sample, axis=0)))
+    model = MiniBatchKMeans(k, random_state=seed, n_init=3, batch_size=4096).fit(sample)
+    rank = _along_main_axis(model.cluster_centers_)
+    labels = np.empty(n, np.uint8)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = np.asarray(features[start : start + ROWS_AT_ONCE], np.float32)
+        labels[start : start + ROWS_AT_ONCE] = rank[model.predict((rows - mean) / spread)]
+    return labels
+
+
+def _along_main_axis(centres: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return the rank of each centre along their first principal component, shape (k,)."""
+    centred = centres - centres.mean(0)
+    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    # The sign of a principal axis is arbitrary.
+    axis = axis * np.sign(axis[np.abs(axis).argmax()])
+    rank = np.empty(len(centres), np.uint8)
+    rank[np.argsort(centred @ axis, kind="stable")] = np.arange(len(centres))
+    return rank
+
+
+@torch.inference_mode()
+def classify(vectors: torch.Tensor, encoder: VisionMamba) -> torch.Tensor:
+    """Return the probabilities of the encoder's classes.
+
+    Parameters
+    ----------
+    vectors
+        Of images, or features of single patches, shape (m, D).
+
+    Returns
+    -------
+    probs
+        Shape (m, K).
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no classes.
+    """
+    if not encoder.config.classes:
+        raise ValueError("this encoder has no classes; use its features or clusters")
+    logits: torch.Tensor = encoder.head(vectors)
+    return logits.softmax(-1)
+
+
+def palette(k: int) -> NDArray[np.uint8]:
+    """Return `k` distinct colours, shape (k, 3), red, green, blue.
+
+    The first eight are those of Okabe and Ito (jfly.uni-koeln.de/color, 2008), which colour-blind
+    people tell apart, black replaced by grey; further ones step round the hues by the golden angle
+    and through three lightnesses.
+    """
+    import colorsys
+
+    colours = [
+        (230, 159, 0),
+        (86, 180, 233),
+        (0, 158, 115),
+        (240, 228, 66),
+        (0, 114, 178),
+        (213, 94, 0),
+        (204, 121, 167),
+        (128, 128, 128),
+    ]
+    for i in range(8, k):
+        lightness = (0.35, 0.55, 0.75)[i % 3]
+        rgb = colorsys.hls_to_rgb(i * 0.381966 % 1, lightness, 0.7)
+        colours.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
+    return np.array(colours[:k], np.uint8).reshape(-1, 3)
