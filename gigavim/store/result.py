@@ -21,6 +21,8 @@ from zarr.codecs import ZstdCodec
 
 from gigavim.errors import StoreBusyError, StoreError
 from gigavim.geometry import Level
+from gigavim.georeference import Registration
+from gigavim.ngff import Colour, write_image, write_label
 from gigavim.sources.source import ReadError
 from gigavim.store.blocks import BlockState, TokenBlock
 from gigavim.store.identity import differences
@@ -227,6 +229,34 @@ class ResultStore:
                 start += len(rows)
         if start != length:
             raise ValueError(f"{name} has {length} rows, and {start} came")
+
+    def write_label_map(
+        self,
+        name: str,
+        labels: NDArray[np.uint8],
+        names: Sequence[str],
+        colours: Sequence[Colour],
+        registration: Registration,
+    ) -> None:
+        """Write ``labels/<name>``: the class of every cell, 0 for background; see `write_label`."""
+        with writing(self.path):
+            write_label(
+                self.group.require_group("labels"), name, labels, names, colours, registration
+            )
+
+    def write_map(
+        self,
+        name: str,
+        values: NDArray[np.floating[Any]],
+        channels: Sequence[str],
+        colours: Sequence[Colour],
+        registration: Registration,
+    ) -> None:
+        """Write ``maps/<name>``: numbers for every cell, NaN for none; see `write_image`."""
+        with writing(self.path):
+            write_image(
+                self.group.require_group("maps"), name, values, channels, colours, registration
+            )
 
     def write_errors(self, errors: Iterable[ReadError], levels: Sequence[Level]) -> None:
         """Record what could not be read, each part once, in level-0 pixels.
