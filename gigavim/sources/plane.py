@@ -184,9 +184,7 @@ def _weights(start: int, length: int, ratio: float) -> NDArray[np.float32]:
     return table.astype(np.float32)
 
 
-def _reduce(
-    values: NDArray[Any], table: NDArray[np.float32], axis: int
-) -> NDArray[np.float32]:
+def _reduce(values: NDArray[Any], table: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """Sum the shares along one axis, tap by tap, in the same order for every pixel."""
     first, shares = table[:, 0].astype(np.intp), table[:, 1:]
     along = (slice(None),) * axis

@@ -1,0 +1,115 @@
+"""Which bands a user means: by name, common name, index or wavelength."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gigavim.errors import BandError
+from gigavim.sources.source import Band
+
+COMMON_NM = {
+    "coastal": (400, 450),
+    "blue": (450, 520),
+    "green": (520, 600),
+    "red": (620, 690),
+    "rededge": (690, 800),
+    "nir": (800, 900),
+    "nir08": (850, 900),
+    "nir09": (920, 960),
+    "cirrus": (1360, 1390),
+    "swir1": (1550, 1750),
+    "swir16": (1550, 1750),
+    "swir2": (2050, 2350),
+    "swir22": (2050, 2350),
+}
+"""Where the centre of a common name lies, in nm; after STAC's `eo:common_name` table, made disjoint."""
+
+SENTINEL_2_NM = {
+    "b1": 443, "b2": 490, "b3": 560, "b4": 665, "b5": 705, "b6": 740, "b7": 783, "b8": 842,
+    "b8a": 865, "b9": 945, "b10": 1375, "b11": 1610, "b12": 2190,
+}  # fmt: skip
+"""ESA, Sentinel-2 User Handbook, table 1."""
+
+LANDSAT_8_NM = {"b1": 443, "b2": 482, "b3": 561, "b4": 655, "b5": 865, "b6": 1609, "b7": 2201,
+                "b8": 590, "b9": 1373, "b10": 10895, "b11": 12005}  # fmt: skip
+"""USGS, Landsat 8 Data Users Handbook, table 2-1 and 2-2: centre of each band."""
+
+LANDSAT_7_NM = {"b1": 483, "b2": 560, "b3": 662, "b4": 835, "b5": 1648, "b6": 11335, "b7": 2206,
+                "b8": 706}  # fmt: skip
+"""USGS, Landsat 7 Data Users Handbook: centre of each band; Landsat 4 and 5 differ by a few nm."""
+
+
+def select_bands(
+    wanted: Sequence[str] | None, available: Sequence[Band], path: str
+) -> tuple[int, ...]:
+    """Return the indices of the bands that a user asks for, in the order asked.
+
+    Each is looked up as a name (case, separators and leading zeros do not matter: ``B4`` is ``B04``), a
+    wavelength (``665nm``, the nearest within 10 nm), a common name (``red``, by wavelength: the first
+    that fits), or a 1-based index.
+
+    Raises
+    ------
+    BandError
+        If there is no such band.
+    """
+    if wanted is None:
+        return tuple(range(len(available)))
+    return tuple(_find(name, available, path) for name in wanted)
+
+
+def sensor_bands(names: Sequence[str], path: str) -> tuple[Band, ...]:
+    """Give bands their wavelengths where names and file name tell the sensor."""
+    plain = [re.sub(r"^sr", "", _plain(name)) for name in names]
+    centres = _sensor(plain, Path(path).name)
+    return tuple(Band(name, centres.get(key)) for name, key in zip(names, plain, strict=True))
+
+
+def band_in_file_name(path: str) -> str | None:
+    """Return the band id that a file of one band is named after, as in ``..._L1C_B04.tiff``."""
+    match = re.search(r"(?:^|_)(B\d{1,2}A?)(?:_\d+m)?\.\w+$", Path(path).name, re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _sensor(plain: Sequence[str], file_name: str) -> dict[str, int]:
+    """Return the wavelengths of the sensor that a file comes from, as far as that is certain."""
+    if re.match(r"L[COT]0[89]_", file_name):
+        return LANDSAT_8_NM
+    if re.match(r"L[ET]0[457]_", file_name):
+        return LANDSAT_7_NM
+    # No other sensor has a band 8A.
+    if "b8a" in plain or re.search(r"(^|_)(S2[ABC]|Sentinel-?2[ABC]?|T\d\d[A-Z]{3})_", file_name):
+        return SENTINEL_2_NM
+    return {}
+
+
+def _find(name: str, available: Sequence[Band], path: str) -> int:
+    wanted = _plain(name)
+    names = [_plain(band.name) for band in available]
+    if wanted in names:
+        return names.index(wanted)
+    centres = [(band.wavelength_nm, index) for index, band in enumerate(available)]
+    known = [(nm, index) for nm, index in centres if nm is not None]
+    if known and (match := re.fullmatch(r"(\d+(?:\.\d+)?)nm", wanted)):
+        gap, index = min((abs(nm - float(match[1])), index) for nm, index in known)
+        if gap <= 10:
+            return index
+    low, high = COMMON_NM.get(wanted, (0, 0))
+    for nm, index in known:
+        if low <= nm < high:
+            return index
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(available):
+        return int(wanted) - 1
+    has = ", ".join(_describe(band) for band in available)
+    raise BandError(f"{path} has no band {name!r}; it has {has}: name one, or its number from 1")
+
+
+def _describe(band: Band) -> str:
+    return f"{band.name} ({band.wavelength_nm:g}nm)" if band.wavelength_nm else band.name
+
+
+def _plain(name: str) -> str:
+    """Fold case, separators and leading zeros: ``Band_04`` and ``band 4`` are one."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_-]+", "", name).lower())

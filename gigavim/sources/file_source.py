@@ -1,0 +1,113 @@
+"""What all readers of files share: clipping to the image, handles per thread, and pickling as a path."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gigavim.geometry import Level, Spacing, Window
+from gigavim.sources.source import Band, Pixels
+
+Handle = TypeVar("Handle")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may say about a source."""
+
+    spacing: tuple[float, float] | None = None
+    """Height and width of a level-0 pixel, in µm for a slide and CRS units for a scene."""
+    bands: tuple[str, ...] | None = None
+    """The bands to read, in order; all if None."""
+
+    @classmethod
+    def of(
+        cls, spacing: float | tuple[float, float] | None, bands: Sequence[str] | None
+    ) -> Options:
+        """Take one spacing for both axes, and any sequence of bands."""
+        if spacing is not None and not isinstance(spacing, tuple):
+            spacing = (spacing, spacing)
+        return cls(spacing, None if bands is None else tuple(bands))
+
+
+class PerThread(Generic[Handle]):
+    """One open handle for each thread that asks; it closes with its thread."""
+
+    def __init__(self, open_handle: Callable[[], Handle]) -> None:
+        self._open = open_handle
+        self._local = threading.local()
+
+    def get(self) -> Handle:
+        """Return this thread's handle, opened on first use."""
+        if not hasattr(self._local, "handle"):
+            self._local.handle = self._open()
+        handle: Handle = self._local.handle
+        return handle
+
+    def renew(self) -> None:
+        """Forget this thread's handle; the next use opens another."""
+        del self._local.handle
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """A `Source` over one file or folder; a reader adds how to read inside the image."""
+
+    path: str
+    options: Options
+    kind: Literal["slide", "scene"]
+    reader: str
+    levels: tuple[Level, ...]
+    bands: tuple[Band, ...]
+    dtype: np.dtype[Any]
+    spacing: Spacing | None
+    crs: str | None
+    transform: tuple[float, float, float, float, float, float] | None
+    metadata: dict[str, str]
+
+    def read_level(self, level: int, window: Window) -> Pixels:
+        """Read a window of one level; see `gigavim.sources.source.Source.read_level`."""
+        size = self.levels[level]
+        top, bottom = _clip(window.y, window.height, size.height)
+        left, right = _clip(window.x, window.width, size.width)
+        inside = Window(top, left, bottom - top, right - left)
+        if inside == window:
+            return self._read(level, window)
+        values, valid = self._blank(window)
+        if inside.height == 0 or inside.width == 0:
+            return Pixels(values, valid)
+        pixels = self._read(level, inside)
+        there = np.s_[top - window.y : bottom - window.y, left - window.x : right - window.x]
+        values[there] = pixels.values
+        valid[there] = pixels.valid
+        return Pixels(values, valid, pixels.errors, pixels.read_s)
+
+    def _read(self, level: int, window: Window) -> Pixels:
+        """Read a window that lies in the image."""
+        raise NotImplementedError
+
+    def _blank(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values and validity of a window in which nothing has been read yet."""
+        shape = window.height, window.width
+        return np.zeros((*shape, len(self.bands)), self.dtype), np.zeros(shape, np.bool_)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.path, self.options)
+
+
+def _clip(start: int, length: int, size: int) -> tuple[int, int]:
+    first = min(max(start, 0), size)
+    return first, min(max(start + length, first), size)
+
+
+def _open_again(path: str, options: Options) -> FileSource:
+    from gigavim.sources import open_source
+
+    source = open_source(path, source_spacing=options.spacing, bands=options.bands)
+    assert isinstance(source, FileSource)
+    return source

@@ -1,0 +1,158 @@
+"""Slides through OpenSlide: the general path, for every vendor's format.
+
+Coordinates: OpenSlide takes a location in level-0 pixels and a size in level pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from gigavim.errors import SourceError
+from gigavim.geometry import Level, Window, level_downsample
+from gigavim.sources.bands import select_bands
+from gigavim.sources.file_source import FileSource, Options, PerThread
+from gigavim.sources.narrow import read_around
+from gigavim.sources.source import RGB, Pixels, ReadError
+from gigavim.sources.spacing import MICROMETRE, openslide_spacing, user_spacing
+
+CELL = 256
+"""A part that fails is narrowed to this many pixels, or to a file tile where that is larger."""
+
+BLOCK = 1024
+"""Reads start at multiples of this on a level whose pixels do not fall on whole level-0 pixels."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenSlideSource(FileSource):
+    """A slide that OpenSlide reads."""
+
+    selected: tuple[int, ...]
+    """Which of red, green and blue."""
+    cells: tuple[tuple[int, int], ...]
+    """For each level, height and width of the smallest part that can fail, in level pixels."""
+    handles: PerThread[openslide.OpenSlide] = field(repr=False)
+
+    def _read(self, level: int, window: Window) -> Pixels:
+        values, valid = self._blank(window)
+        errors: list[ReadError] = []
+        for part, rgba in read_around(
+            partial(self._region, level),
+            self._parts(level, window),
+            self.cells[level],
+            (openslide.OpenSlideError,),
+        ):
+            if isinstance(rgba, Exception):
+                errors.append(ReadError(level, part, str(rgba)))
+                continue
+            # A part may start before its window.
+            top, left = max(part.y, window.y), max(part.x, window.x)
+            rgba = rgba[top - part.y :, left - part.x :]
+            there = np.s_[
+                top - window.y : part.y + part.height - window.y,
+                left - window.x : part.x + part.width - window.x,
+            ]
+            valid[there] = seen = rgba[..., 3] > 0
+            # Without fancy indexing where all bands are read, which is the usual case.
+            colours = rgba[..., :3] if self.selected == (0, 1, 2) else rgba[..., self.selected]
+            values[there] = colours if seen.all() else np.where(seen[..., None], colours, 0)
+        return Pixels(values, valid, tuple(errors))
+
+    def _parts(self, level: int, window: Window) -> Iterator[Window]:
+        """Cut a window so that no pixel depends on where its window starts.
+
+        Where a level pixel falls between two level-0 pixels the location must be rounded, and the
+        pixels shift by that fraction: so those levels are read from fixed corners.
+        """
+        if self.handles.get().level_downsamples[level].is_integer():
+            yield window
+            return
+        bottom, right = window.y + window.height, window.x + window.width
+        for y in range(window.y // BLOCK * BLOCK, bottom, BLOCK):
+            for x in range(window.x // BLOCK * BLOCK, right, BLOCK):
+                yield Window(y, x, min(BLOCK, bottom - y), min(BLOCK, right - x))
+
+    def _region(self, level: int, window: Window) -> NDArray[np.uint8]:
+        slide = self.handles.get()
+        downsample = slide.level_downsamples[level]
+        location = round(window.x * downsample), round(window.y * downsample)
+        try:
+            image = slide.read_region(location, level, (window.width, window.height))
+        except openslide.OpenSlideError:
+            # OpenSlide answers every later call on this handle with the same error.
+            self.handles.renew()
+            raise
+        return np.asarray(image)
+
+
+def open_with_openslide(path: str, options: Options) -> OpenSlideSource:
+    """Open a slide with OpenSlide.
+
+    Raises
+    ------
+    SourceError
+        If OpenSlide knows the format and refuses the file.
+    """
+    handles = PerThread(partial(_open, path))
+    slide = handles.get()
+    properties = dict(slide.properties)
+    width0, height0 = slide.dimensions
+    levels = tuple(
+        Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
+        for width, height in slide.level_dimensions
+    )
+    selected = select_bands(options.bands, RGB, path)
+    return OpenSlideSource(
+        path=path,
+        options=options,
+        kind="slide",
+        reader="openslide",
+        levels=levels,
+        bands=tuple(RGB[index] for index in selected),
+        dtype=np.dtype(np.uint8),
+        spacing=user_spacing(options.spacing, MICROMETRE) or openslide_spacing(properties),
+        crs=None,
+        transform=None,
+        metadata=slide_metadata(properties),
+        selected=selected,
+        cells=tuple(_cell(properties, level) for level in range(len(levels))),
+        handles=handles,
+    )
+
+
+def slide_metadata(properties: dict[str, str]) -> dict[str, str]:
+    """Pick what people ask about from OpenSlide's properties."""
+    fields = {
+        "vendor": "openslide.vendor",
+        "objective power": "openslide.objective-power",
+        "scanner": "aperio.ScanScope ID",
+        "model": "tiff.Model",
+        "comment": "openslide.comment",
+    }
+    found = {label: properties[key] for label, key in fields.items() if key in properties}
+    return {label: " ".join(text.split())[:200] for label, text in found.items()}
+
+
+def _open(path: str) -> openslide.OpenSlide:
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideError as error:
+        raise SourceError(
+            f"{path}: OpenSlide knows the format but cannot open it: {error}; "
+            f"convert it, for example to OME-TIFF, or copy it again"
+        ) from error
+
+
+def _cell(properties: dict[str, str], level: int) -> tuple[int, int]:
+    """Height and width of whole file tiles that make up at least `CELL` pixels."""
+
+    def side(axis: str) -> int:
+        tile = int(properties.get(f"openslide.level[{level}].tile-{axis}", CELL))
+        return tile * max(1, -(-CELL // tile))
+
+    return side("height"), side("width")

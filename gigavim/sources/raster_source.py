@@ -1,0 +1,252 @@
+"""Rasters through GDAL: bands, nodata, masks, scale and offset, overviews, CRS.
+
+A handle of rasterio belongs to one thread: sharing one crashes the interpreter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import CRSError, RasterioIOError
+
+from gigavim.errors import SourceError
+from gigavim.geometry import Level, Spacing, Window, level_downsample
+from gigavim.sources.bands import band_in_file_name, select_bands, sensor_bands
+from gigavim.sources.file_source import FileSource, Options, PerThread
+from gigavim.sources.narrow import read_around
+from gigavim.sources.source import Band, Pixels, ReadError
+from gigavim.sources.spacing import (
+    MICROMETRE,
+    resolution_spacing,
+    transform_spacing,
+    user_spacing,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RasterBand:
+    """Where a band lies and what its numbers mean."""
+
+    dataset: str
+    """GDAL's name of the file or of a variable in it."""
+    index: int
+    """From 1."""
+    scale: float
+    offset: float
+
+
+class Datasets:
+    """The open datasets of one thread, each at full size or at one of its overviews."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, int], rasterio.DatasetReader] = {}
+
+    def get(self, name: str, level: int) -> rasterio.DatasetReader:
+        """Return a dataset at a level of its pyramid."""
+        if (name, level) not in self._open:
+            self._open[name, level] = _open(name, level)
+        return self._open[name, level]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RasterSource(FileSource):
+    """A raster that GDAL reads."""
+
+    selected: tuple[RasterBand, ...]
+    cell: tuple[int, int]
+    """Height and width of a block of the file."""
+    datasets: PerThread[Datasets] = field(repr=False)
+
+    def _read(self, level: int, window: Window) -> Pixels:
+        values, valid = self._blank(window)
+        errors: list[ReadError] = []
+        read = partial(self._part, level)
+        for part, result in read_around(read, [window], self.cell, (RasterioIOError,)):
+            if isinstance(result, Exception):
+                errors.append(ReadError(level, part, " ".join(str(result).split())))
+                continue
+            top, left = part.y - window.y, part.x - window.x
+            there = np.s_[top : top + part.height, left : left + part.width]
+            values[there], valid[there] = result
+        return Pixels(values, valid, tuple(errors))
+
+    def _part(self, level: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values, valid = self._blank(window)
+        valid[:] = True
+        rows = window.y, window.y + window.height
+        columns = window.x, window.x + window.width
+        for number, band in enumerate(self.selected):
+            dataset = self.datasets.get().get(band.dataset, level)
+            stored = dataset.read(band.index, window=(rows, columns))
+            if MaskFlags.all_valid not in dataset.mask_flag_enums[band.index - 1]:
+                valid &= dataset.read_masks(band.index, window=(rows, columns)) > 0
+            if stored.dtype.kind == "f":
+                valid &= np.isfinite(stored)
+            if (band.scale, band.offset) != (1, 0):
+                stored = stored * band.scale + band.offset
+            values[..., number] = stored
+        values[~valid] = 0
+        return values, valid
+
+
+def open_raster(path: str, options: Options) -> RasterSource:
+    """Open anything that GDAL reads as a raster.
+
+    Raises
+    ------
+    SourceError
+        If GDAL does not know the format, or the values are complex.
+    BandError
+        If it has no band that was asked for.
+    """
+    names = _datasets(path)
+    bands, stored = _bands(names, path)
+    selected = select_bands(options.bands, bands, path)
+    chosen = tuple(stored[index] for index in selected)
+    datasets = PerThread(Datasets)
+    first = datasets.get().get(chosen[0].dataset, 0)
+    for band in chosen:
+        if datasets.get().get(band.dataset, 0).shape != first.shape:
+            raise SourceError(
+                f"{path}: the bands are not of one size; choose some that are with --bands"
+            )
+    dtype = _dtype(chosen, datasets.get(), path)
+    crs = _crs(first)
+    transform = tuple(first.transform)[:6]
+    placed = crs is not None or not first.transform.is_identity
+    unit = _unit(crs)
+    return RasterSource(
+        path=path,
+        options=options,
+        kind="scene" if placed else "slide",
+        reader="rasterio",
+        levels=_levels(chosen, datasets.get()),
+        bands=tuple(bands[index] for index in selected),
+        dtype=dtype,
+        spacing=(
+            user_spacing(options.spacing, unit or ("CRS unit" if placed else MICROMETRE))
+            or transform_spacing(transform, unit)
+            or (None if placed else _resolution(first))
+        ),
+        crs=crs.to_wkt() if crs else None,
+        transform=transform if placed else None,
+        metadata={"format": first.driver, "compression": _compression(first)},
+        selected=chosen,
+        cell=first.block_shapes[0],
+        datasets=datasets,
+    )
+
+
+def _open(name: str, level: int = 0) -> rasterio.DatasetReader:
+    try:
+        return rasterio.open(name, **({"overview_level": level - 1} if level else {}))
+    except RasterioIOError as error:
+        raise SourceError(
+            f"{name} is no image that can be read: {' '.join(str(error).split())}; "
+            f"is it whole, and a slide, a raster or an OME-Zarr?"
+        ) from error
+
+
+def _datasets(path: str) -> list[str]:
+    """Return the file itself, or its variables where it is a container of several."""
+    with _open(path) as dataset:
+        return [path] if dataset.count else list(dataset.subdatasets)
+
+
+def _bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[RasterBand]]:
+    labels: list[str] = []
+    stored: list[RasterBand] = []
+    for name in names:
+        with _open(name) as dataset:
+            for index in dataset.indexes:
+                if dataset.colorinterp[index - 1] == ColorInterp.alpha:
+                    continue
+                labels.append(_label(dataset, index, path))
+                scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
+                stored.append(RasterBand(name, index, scale, offset))
+    if not stored:
+        raise SourceError(f"{path} has no raster bands; is it the right file?")
+    return sensor_bands(labels, path), stored
+
+
+def _label(dataset: rasterio.DatasetReader, index: int, path: str) -> str:
+    """Name a band as its description, variable, colour or file says, else by its number."""
+    tags = dataset.tags(index)
+    variable = tags.get("NETCDF_VARNAME", "")
+    colour = dataset.colorinterp[index - 1]
+    colours = ColorInterp.red, ColorInterp.green, ColorInterp.blue
+    return (
+        dataset.descriptions[index - 1]
+        or tags.get("Name")
+        or (variable if dataset.count == 1 and not variable.startswith("__") else "")
+        or (colour.name if colour in colours else "")
+        or (dataset.count == 1 and band_in_file_name(path))
+        or f"band {index}"
+    )
+
+
+def _dtype(bands: tuple[RasterBand, ...], datasets: Datasets, path: str) -> np.dtype[Any]:
+    """Return the type that holds every band after scale and offset."""
+    types = []
+    for band in bands:
+        stored = np.dtype(datasets.get(band.dataset, 0).dtypes[band.index - 1])
+        if stored.kind == "c":
+            raise SourceError(
+                f"{path}: band {band.index} is complex; write its amplitude to a raster first"
+            )
+        types.append(stored if (band.scale, band.offset) == (1, 0) else np.dtype(np.float32))
+    return np.result_type(*types)
+
+
+def _levels(bands: tuple[RasterBand, ...], datasets: Datasets) -> tuple[Level, ...]:
+    """Return the full size and the overviews that all bands have, with a mask of the same kind."""
+    first = datasets.get(bands[0].dataset, 0)
+    height0, width0 = first.shape
+    levels = [Level(height0, width0, 1.0, 1.0)]
+    shared = min(len(datasets.get(band.dataset, 0).overviews(band.index)) for band in bands)
+    for level in range(1, shared + 1):
+        overviews = [(datasets.get(band.dataset, level), band) for band in bands]
+        height, width = overviews[0][0].shape
+        if any(
+            overview.shape != (height, width)
+            or overview.mask_flag_enums != datasets.get(band.dataset, 0).mask_flag_enums
+            for overview, band in overviews
+        ):
+            break
+        levels.append(
+            Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
+        )
+    return tuple(levels)
+
+
+def _crs(dataset: rasterio.DatasetReader) -> CRS | None:
+    if dataset.crs:
+        return dataset.crs
+    # Where xarray kept the CRS of a netCDF variable before CF grid mappings were usual.
+    text = dataset.tags(1).get("crs")
+    try:
+        return CRS.from_string(text.removeprefix("+init=")) if text else None
+    except CRSError:
+        return None
+
+
+def _unit(crs: CRS | None) -> str | None:
+    return None if crs is None else str(crs.units_factor[0])
+
+
+def _resolution(dataset: rasterio.DatasetReader) -> Spacing | None:
+    tags = dataset.tags()
+    unit = {"2": "inch", "3": "cm"}.get(tags.get("TIFFTAG_RESOLUTIONUNIT", "")[:1], "")
+    x, y = (float(tags.get(f"TIFFTAG_{axis}RESOLUTION", 0)) for axis in "XY")
+    return resolution_spacing(y, x, unit)
+
+
+def _compression(dataset: rasterio.DatasetReader) -> str:
+    return dataset.compression.name.lower() if dataset.compression else "none"
