@@ -14,7 +14,6 @@ reverse order.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,9 +185,7 @@ class Mixer(nn.Module):
             x, conv.weight[:, 0], _present(conv.bias), halo=state.halo, reverse=conv_reverse
         )
         dt, B, C = x_proj(u).split(self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
-        dt = nn.functional.linear(
-            dt, dt_proj.weight
-        )  # (b, l, E); its bias is added within the scan
+        dt = nn.functional.linear(dt, dt_proj.weight)  # the scan adds the bias, in float32
         A = -torch.exp(A_log)
         y, h = selective_scan(
             u, dt, A, B, C, D, z, dt_proj.bias, dt_softplus=True, h=state.h, reverse=reverse
@@ -365,8 +362,10 @@ class VisionMamba(nn.Module):
         """
         if self.config.position == "none":
             return None
-        table, _ = self._position_rows()
-        return positions_on(table, rows, columns, index)
+        patches = self.config.side**2
+        place = self.config.class_index(patches)
+        table = _without_class(self.pos_embed, place[0], patches) if place else self.pos_embed
+        return positions_on(table[0], rows, columns, index)
 
     def mix(
         self, tokens: Tensor, position: Tensor | None = None, *, chunk: int | None = None
@@ -384,9 +383,9 @@ class VisionMamba(nn.Module):
         position
             What `position_for` returned, shape (l, D) or (b, l, D).
         chunk
-            Tokens that a block mixes at once; by default all. The result is the same, and memory is
-            that of three arrays like `tokens`, itself included, plus what `chunk` tokens need
-            (without gradients; with them, what the backward pass needs comes on top).
+            Tokens that a block mixes at once; by default all. The result is the same. Without
+            gradients, memory is that of the arguments, two more arrays like `tokens`, and what
+            `chunk` tokens need.
         """
         if position is not None:
             tokens = tokens + position
@@ -428,30 +427,24 @@ class VisionMamba(nn.Module):
         logits: Tensor = self.head(self.mix(tokens, self.position_for(rows, columns)).vector)
         return logits
 
-    def _position_rows(self) -> tuple[Tensor, Tensor]:
-        """Split the table in the rows of patches, (side * side, D), and of class tokens."""
-        table = self.pos_embed[0]
-        index = self.config.class_index(self.config.side**2)
-        is_class = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-        is_class[list(index)] = True
-        return table[~is_class], table[is_class]
+    def class_rows(self, *, positioned: bool) -> Tensor:
+        """Return the class tokens, with or without their learned positions, (class tokens, D)."""
+        if self.config.class_token == "double":
+            rows = torch.cat([self.cls_token_head[0], self.cls_token_tail[0]])
+        else:
+            rows = self.cls_token[0]
+        index = list(self.config.class_index(self.config.side**2))
+        learned = positioned and self.config.position == "learned"
+        return rows + self.pos_embed[0, index] if learned else rows
 
     def _with_class_tokens(self, tokens: Tensor, positioned: bool) -> Tensor:
         """Return a new sequence, shape (b, l + class tokens, D), with these at their places."""
         index = self.config.class_index(tokens.shape[1])
         if not index:
             return tokens if positioned else tokens.clone()
-        if self.config.class_token == "double":
-            rows = torch.cat([self.cls_token_head[0], self.cls_token_tail[0]])
-        else:
-            rows = self.cls_token[0]
-        if positioned:
-            rows = rows + self._position_rows()[1]
-        parts, start = [], 0
-        for count, (place, row) in enumerate(zip(index, rows, strict=True)):
-            parts += [tokens[:, start : place - count], row.expand(len(tokens), 1, -1)]
-            start = place - count
-        return torch.cat([*parts, tokens[:, start:]], 1)
+        rows = self.class_rows(positioned=positioned).expand(len(tokens), -1, -1)
+        place = index[0]  # the second class token, if there is one, comes last
+        return torch.cat([tokens[:, :place], rows[:, :1], tokens[:, place:], rows[:, 1:]], 1)
 
     def _read_out(self, sequence: Tensor) -> Features:
         """Tell the class tokens from the others."""
@@ -461,9 +454,12 @@ class VisionMamba(nn.Module):
             vector = sequence.mean(1) if self.config.pool == "mean" else sequence[:, -1]
             return Features(sequence, vector)
         vector = sequence[:, list(index)].mean(1)
-        edges = [-1, *index, sequence.shape[1]]
-        parts = [sequence[:, a + 1 : b] for a, b in itertools.pairwise(edges)]
-        return Features(torch.cat(parts, 1), vector)
+        return Features(_without_class(sequence, index[0], length), vector)
+
+
+def _without_class(sequence: Tensor, place: int, length: int) -> Tensor:
+    """Return the `length` other rows of a sequence whose (first) class token is at `place`."""
+    return torch.cat([sequence[:, :place], sequence[:, place + 1 : length + 1]], 1)
 
 
 def _norm(config: VisionMambaConfig) -> nn.Module:

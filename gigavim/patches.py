@@ -56,12 +56,16 @@ class PatchReader:
 
     plane: Plane
     grid: Grid
+    slots: tuple[int, ...]
+    """Where each band of the source goes among the model's."""
+    bands: int
+    """How many bands the model takes; those that the source lacks stay 0, their mean."""
     scale: float
     """What a stored value is multiplied with before it is normalised."""
     mean: tuple[float, ...]
-    """Per band."""
+    """Per band of the source."""
     std: tuple[float, ...]
-    """Per band."""
+    """Per band of the source."""
 
     def __call__(self, patch_block: PatchBlock) -> Patches:
         """Read one block."""
@@ -74,7 +78,8 @@ class PatchReader:
         # (rows, columns, band, patch, patch), then the patches asked for with the band last
         values = values[::stride, ::stride][cells[:, 0], cells[:, 1]].transpose(0, 2, 3, 1)
         mean, std = (np.asarray(per_band, np.float32) for per_band in (self.mean, self.std))
-        normalised = (values * np.float32(self.scale) - mean) / std
+        normalised = np.zeros((*values.shape[:-1], self.bands), np.float32)
+        normalised[..., list(self.slots)] = (values * np.float32(self.scale) - mean) / std
         share = np.ones(len(cells), np.float32)
         if not pixels.valid.all():
             there = np.lib.stride_tricks.sliding_window_view(pixels.valid, (patch, patch))
@@ -85,7 +90,7 @@ class PatchReader:
         seconds = time.perf_counter() - start
         return Patches(
             patch_block.number,
-            np.ascontiguousarray(normalised, np.float32),
+            normalised,
             share >= 0.5,
             pixels.errors,
             level_window.height * level_window.width / 1e6,

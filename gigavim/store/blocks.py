@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gigavim.geometry import Window
 from gigavim.sources.source import ReadError
+from gigavim.store.disk import write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,9 @@ class BlockState:
             "messages": np.array([e.message for e in errors], np.str_),
         }
         self._folder.mkdir(exist_ok=True)
-        partial = self._folder / f"{block}.partial"
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            # A power cut must not leave a name without its content.
-            os.fsync(file.fileno())
-        partial.replace(self._file(block))
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_file(self._file(block), buffer.getbuffer())
 
     def read(self, block: int) -> TokenBlock:
         """Return a committed block."""

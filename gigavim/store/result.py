@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import socket
@@ -25,39 +24,12 @@ from gigavim.georeference import Registration
 from gigavim.ngff import Colour, write_image, write_label
 from gigavim.sources.source import ReadError
 from gigavim.store.blocks import BlockState, TokenBlock
+from gigavim.store.disk import writing
 from gigavim.store.identity import differences
 
 # Rows of a table: what one read decodes, and how many of those share a file.
 _CHUNK_ROWS = 2048
 _CHUNKS_PER_SHARD = 16
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space, or write elsewhere with -o",
-    errno.EDQUOT: "free some of your quota, or write elsewhere with -o",
-    errno.EFBIG: "raise the file size limit (ulimit -f), or write elsewhere with -o",
-    errno.EROFS: "write elsewhere with -o",
-    errno.EACCES: "write to a folder that is yours with -o",
-    errno.EPERM: "write to a folder that is yours with -o",
-    errno.ENOTDIR: "write elsewhere with -o",
-    errno.EEXIST: "write elsewhere with -o",
-}
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one line that says what to do.
-
-    Raises
-    ------
-    StoreError
-        In place of any `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk, or write elsewhere with -o")
-        fault = error.strerror or str(error)
-        raise StoreError(f"cannot write {path}: {fault.lower()}; {remedy}") from error
 
 
 class ResultStore:
