@@ -40,7 +40,7 @@ def positions_on(table: Tensor, rows: int, columns: int, index: Tensor | None = 
         return table[index[:, 0] * side + index[:, 1]]
     across, down = _taps(table, columns), _taps(table, rows)
     parts = []
-    for part in index.split(ROWS_AT_ONCE):
+    for part in torch.split(index, ROWS_AT_ONCE):
         weights = down[part[:, 0], :, None] * across[part[:, 1], None, :]  # (n, g, g)
         parts.append(weights.flatten(1) @ table)
     return torch.cat(parts) if parts else table[:0]
@@ -118,6 +118,6 @@ class Rope(nn.Module):
                 f"rotary positions were made for {len(self.freqs_cos)} tokens, not for "
                 f"{tokens.shape[1]}; run this model on whole tiles of its training size"
             )
-        a, b = tokens.unflatten(-1, (-1, 2)).unbind(-1)
+        a, b = tokens[..., 0::2], tokens[..., 1::2]
         turned = torch.stack([-b, a], -1).flatten(-2)
         return tokens * self.freqs_cos + turned * self.freqs_sin
