@@ -51,6 +51,8 @@ class ModelSpec:
     std: tuple[float, ...] = ()
     """Per band, after `scale`; empty for ``image``."""
     bands: tuple[str, ...] = ("red", "green", "blue")
+    partial_bands: bool = False
+    """Whether it was trained to do with some of its bands, 0 after normalisation in the others."""
     spacing: float | None = None
     """Size of a pixel that it was trained at, in `unit`; None where any may do."""
     unit: str | None = None
