@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,11 @@ class ModelSpec:
             raise ValueError(
                 f"a model of {bands} bands needs {bands} names and, unless normalised per image, "
                 f"means and stds, not {len(self.bands)}, {len(self.mean)} and {len(self.std)}"
+            )
+        if self.classes is not None and len(self.classes.names) != self.architecture.classes:
+            raise ValueError(
+                f"a classifier of {self.architecture.classes} classes needs as many names, "
+                f"not {len(self.classes.names)}"
             )
 
     def to_json(self) -> str:
@@ -227,21 +233,24 @@ def load_weights(path: str | Path, *, average: bool = False) -> dict[str, Tensor
 def _load_pickle(path: Path) -> object:
     try:
         # Published checkpoints hold the options of their training; a Namespace runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # A pickle too new to be read raises as well, with a message that is ours.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError as error:
         reason = str(error).partition("Please file an issue")[0].split("\n")
         wanted = next(
-            (line.strip() for line in reason if "GLOBAL" in line), "it is not a pickle of tensors"
+            (line.strip(" .") for line in reason if "GLOBAL" in line),
+            "it is not a pickle of tensors",
         )
         raise ModelError(
             f"{path} was refused, nothing in it was run: {wanted}; ask its author for safetensors"
         ) from error
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError) as error:
         # What the unpickler makes of a file that is no pickle at all depends on its first bytes.
-        fault = str(error).splitlines()[0] if str(error) else "it ends early"
+        fault = str(error).splitlines()[0].partition(". ")[0] if str(error) else "it ends early"
         raise ModelError(f"{path} is not a readable checkpoint ({fault}); get it again") from error
 
 
@@ -281,14 +290,19 @@ def infer_config(weights: Mapping[str, Tensor]) -> VisionMambaConfig:
             for name, tensor in weights.items()
             if name.startswith("layers.0.mixer.")
         }
+        width, bands, patch, _ = patch_weight.shape
         inner, state = mixer["A_log"]
         taps, rank = mixer["conv1d.weight"][-1], mixer["dt_proj.weight"][-1]
+    except ValueError as error:
+        raise ModelError(
+            "patch_embed.proj.weight or layers.0.mixer.A_log has not the shape of a Vision Mamba's "
+            f"({error}); other architectures cannot be run"
+        ) from error
     except KeyError as error:
         raise ModelError(
             f"these are not the weights of a Vision Mamba: there is no {error}; "
             "other architectures cannot be run"
         ) from error
-    width, bands, patch, _ = patch_weight.shape
     depth = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
     head = weights.get("head.weight")
 
@@ -335,7 +349,8 @@ def _training_size(positions: int, patch: int) -> tuple[int, int]:
     side = math.isqrt(positions)
     if side * side != positions:
         raise ModelError(
-            f"{positions} positions are not those of a square image; pass the architecture"
+            f"pos_embed has {positions} positions, not those of a square image; "
+            "pass the architecture that it was trained with"
         )
     for stride in (patch, patch // 2, patch // 4):
         if stride and (224 - patch) // stride + 1 == side:
@@ -356,6 +371,6 @@ def _check_fit(encoder: VisionMamba, weights: Mapping[str, Tensor], path: Path) 
     unexpected = sorted(set(weights) - set(expected))
     if unexpected:
         raise ModelError(
-            f"{path} holds {unexpected[0]} and {len(unexpected) - 1} more tensors that the "
-            "architecture has no place for; pass the architecture that it was trained with"
+            f"{path} holds {len(unexpected)} tensors that the architecture has no place for, as "
+            f"{unexpected[0]}; pass the architecture that it was trained with"
         )
