@@ -171,7 +171,8 @@ class Grid:
             x and y of each, rounded to whole pixels, shape (n, 2).
         """
         scale = np.array([self.cell_y, self.cell_x])
-        return np.rint(index * scale)[:, ::-1].astype(np.int32)
+        corners: NDArray[np.float64] = np.rint(index * scale)
+        return corners[:, ::-1].astype(np.int32)
 
     def blocks(self, rows: int, columns: int) -> Iterator[Block]:
         """Cut the grid in rectangles of at most ``rows`` x ``columns`` patches, row-major."""

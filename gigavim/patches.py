@@ -31,6 +31,11 @@ class PatchBlock:
     cells: NDArray[np.int32]
     """Row and column of each patch inside the block, shape (m, 2)."""
 
+    @property
+    def index(self) -> NDArray[np.int32]:
+        """Row and column of each patch on the grid, shape (m, 2)."""
+        return self.cells + np.array([self.block.row, self.block.column], np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class Patches:

@@ -1,4 +1,4 @@
-"""Bounded read-ahead on Dask: work goes out in order, and comes back in order, a few items at a time."""
+"""Bounded read-ahead on Dask: work goes out and comes back in order, a few items at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def reader_pool(threads: int) -> Iterator[Any]:
     """
     from distributed import Client
 
-    # A worker that is told to stop in the middle of a read says so at length; our caller says it in a line.
+    # A worker stopped in the middle of a read says so at length; our caller says it in a line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with Client(
+    with Client(  # type: ignore[no-untyped-call]
         processes=False,
         n_workers=1,
         threads_per_worker=threads,
@@ -40,7 +40,7 @@ def stream(
 ) -> Iterator[Result]:
     """Apply a function to items on a Dask client and yield the results in the items' order.
 
-    At most ``ahead`` items are submitted and not yet taken, so memory does not grow with their number.
+    At most ``ahead`` items are submitted and not yet taken, so memory is bounded.
 
     Parameters
     ----------

@@ -1,0 +1,291 @@
+"""The command line: parses, calls, prints.
+
+Errors are one line on stderr, and the exit code is 1; wrong usage is 2. Results go to stdout,
+everything else to stderr. Heavy imports stay inside commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from gigavim import __version__
+from gigavim.config import Resources, RunConfig
+from gigavim.errors import GigavimError
+from gigavim.orders import ORDERS
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Read a whole slide or a satellite scene as one long sequence, and map it.",
+)
+
+
+class Mode(StrEnum):
+    """How an image is read."""
+
+    whole = "whole"
+    tiles = "tiles"
+
+
+class Sample(StrEnum):
+    """What there are samples of."""
+
+    slide = "slide"
+    scene = "scene"
+
+
+Order = StrEnum("Order", {name: name for name in ORDERS})  # type: ignore[misc]
+
+Images = Annotated[list[str], typer.Argument(help="Slides and scenes: files or folders.")]
+Model_ = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A model of `gigavim models`, or a file of weights."),
+]
+Spacing_ = Annotated[
+    float | None,
+    typer.Option(
+        "--spacing",
+        "--mpp",
+        help="Size of a pixel that the model sees: µm for a slide, CRS units for a scene. "
+        "By default the model's.",
+    ),
+]
+SourceSpacing = Annotated[
+    float | None,
+    typer.Option(
+        "--source-spacing",
+        "--source-mpp",
+        help="Size of a pixel of the file, where the file does not say it or is wrong.",
+    ),
+]
+Bands = Annotated[
+    str | None,
+    typer.Option(help="Bands by name, index or wavelength: red,green,blue,nir or red=3,nir=4."),
+]
+ModeOption = Annotated[
+    Mode, typer.Option(help="The image as one sequence, or each tile as one of its own.")
+]
+OrderOption = Annotated[Order, typer.Option(help="The order of the patches in the sequence.")]
+Mask = Annotated[
+    str | None, typer.Option(help="What to read: GeoJSON polygons, or a PNG or TIFF mask.")
+]
+NoMask = Annotated[bool, typer.Option("--no-mask", help="Read everything, background too.")]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option("--head", help="features, classify or clusters; more than one may be given."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Read a whole slide or a satellite scene as one long sequence, and map it."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    images: Images,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for results, or NAME.gigavim.zarr.")
+    ] = Path(),
+    model: Model_ = None,
+    spacing: Spacing_ = None,
+    source_spacing: SourceSpacing = None,
+    bands: Bands = None,
+    mode: ModeOption = Mode.whole,
+    order: OrderOption = Order.raster,  # type: ignore[attr-defined]
+    head: Heads = None,
+    clusters: Annotated[int, typer.Option(min=1, max=255, help="Clusters of the map.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
+    mask: Mask = None,
+    no_mask: NoMask = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    readers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens that a layer holds at once: memory against speed.")
+    ] = 16_384,
+    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    log_file: Annotated[Path | None, typer.Option(help="Write a log here.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Map images: a store, and a picture beside it, for each.
+
+    A finished store is skipped, an unfinished one continued.
+    """
+    from gigavim.pipelines.batch import run_images
+    from gigavim.pipelines.console import BarProgress, print_summary
+
+    _log_to(log_file, quiet=quiet or as_json)
+    config = _config(
+        model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask
+    )
+    resources = Resources(device, readers, chunk)
+    with BarProgress(visible=not (quiet or as_json)) as progress:
+        summaries = run_images(
+            images,
+            output,
+            config,
+            resources,
+            force=force,
+            command=sys.argv,
+            progress=progress,
+            on_done=None if quiet or as_json else print_summary,
+            debug=debug,
+        )
+    failed = [summary for summary in summaries if summary.status == "failed"]
+    if as_json:
+        _print_json({"images": [s.as_dict() for s in summaries], "failed": len(failed)})
+    if failed and not as_json and len(summaries) > 1:
+        print(f"{len(failed)} of {len(summaries)} images failed:", file=sys.stderr)
+        for summary in failed:
+            print(f"  {summary.error}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    image: Annotated[str, typer.Argument(help="A slide or scene.")],
+    model: Model_ = None,
+    spacing: Spacing_ = None,
+    source_spacing: SourceSpacing = None,
+    bands: Bands = None,
+    mode: ModeOption = Mode.whole,
+    mask: Mask = None,
+    no_mask: NoMask = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what an image is, and what a run would read: tokens, memory, time."""
+    from gigavim.pipelines.console import print_facts
+    from gigavim.pipelines.inspect import describe
+
+    config = _config(model, spacing, source_spacing, bands, mode, mask=mask, no_mask=no_mask)
+    facts = _or_one_line(lambda: describe(image, config), debug=debug)
+    _print_json(facts) if as_json else print_facts(facts)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, which kernel will be used, what is missing and its fix."""
+    from gigavim.pipelines.console import print_facts
+    from gigavim.pipelines.inspect import checkup
+
+    facts = checkup()
+    _print_json(facts) if as_json else print_facts(facts)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List what can be run."""
+    from gigavim.pipelines.console import print_models
+    from gigavim.pipelines.inspect import describe_models
+
+    listed = describe_models()
+    _print_json(listed) if as_json else print_models(listed)
+
+
+@app.command()
+def sample(
+    kind: Annotated[Sample, typer.Argument(help="slide or scene")],
+    out: Annotated[Path, typer.Argument(help="The file to write: .svs or .tif.")],
+    real: Annotated[
+        bool, typer.Option("--real", help="Fetch a public CC0 slide instead of making one.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Make an image to try things on, offline."""
+    from gigavim.sample import fetch_slide, make_scene, make_slide
+
+    if real and kind is Sample.scene:
+        _fail(GigavimError("--real fetches a slide; there is no real scene to fetch"), code=2)
+    make = fetch_slide if real else {Sample.slide: make_slide, Sample.scene: make_scene}[kind]
+    print(_or_one_line(lambda: make(out), debug=debug))
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(1)
+
+
+def _config(
+    model: str | None,
+    spacing: float | None,
+    source_spacing: float | None,
+    bands: str | None,
+    mode: Mode,
+    order: Any = "raster",
+    head: list[str] | None = None,
+    clusters: int = 8,
+    seed: int = 0,
+    mask: str | None = None,
+    no_mask: bool = False,
+) -> RunConfig:
+    return RunConfig(
+        model=model,
+        mode=mode.value,  # type: ignore[arg-type]
+        spacing=spacing,
+        source_spacing=None if source_spacing is None else (source_spacing, source_spacing),
+        bands=None if bands is None else tuple(band.strip() for band in bands.split(",")),
+        order=str(order),
+        heads=tuple(head or ()),
+        clusters=clusters,
+        seed=seed,
+        mask=mask,
+        read_all=no_mask,
+    )
+
+
+def _or_one_line(call: Any, *, debug: bool) -> Any:
+    try:
+        return call()
+    except GigavimError as error:
+        if debug:
+            raise
+        _fail(error)
+
+
+def _fail(error: GigavimError, code: int = 1) -> NoReturn:
+    print(f"gigavim: {error}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _log_to(path: Path | None, *, quiet: bool) -> None:
+    handlers: list[logging.Handler] = []
+    if path is not None:
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    if not quiet:
+        to_screen = logging.StreamHandler()
+        to_screen.setLevel(logging.WARNING)
+        handlers.append(to_screen)
+    if handlers:
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)s %(message)s",
+            handlers=handlers,
+            force=True,
+        )

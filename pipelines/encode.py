@@ -1,0 +1,206 @@
+"""From blocks of patches to features: the two ways to read an image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gigavim.encoder import VisionMamba
+from gigavim.patches import Patches
+from gigavim.pipelines.plan import Plan
+from gigavim.pipelines.report import Stages
+from gigavim.pipelines.stream import stream
+from gigavim.store import ResultStore
+
+BLOCKS_HELD = 64
+"""Blocks kept while rows are put in order: two rows of blocks of a large slide."""
+
+
+def encode_blocks(
+    plan: Plan,
+    store: ResultStore,
+    client: Any,
+    stages: Stages,
+    *,
+    ahead: int,
+    on_block: Callable[[int, float], None],
+) -> None:
+    """Read and encode each block that the store does not have yet, and commit it.
+
+    ``whole``: a block's rows are tokens, which `mix_whole` lets see each other. ``tiles``: they are
+    features, each tile mixed by itself, and behind them one row a tile, its vector.
+
+    Parameters
+    ----------
+    ahead
+        Blocks read and not yet encoded.
+    on_block
+        Told the tokens and level megapixels of each block.
+    """
+    todo = [block for block in plan.blocks if not store.block_done(block.number)]
+    for block in plan.blocks:
+        if store.block_done(block.number):
+            on_block(len(block.cells), 0.0)
+    started = time.perf_counter()
+    for patches in stream(client, plan.reader, todo, ahead=ahead):
+        stages.add("waiting for pixels", time.perf_counter() - started)
+        stages.add("read", patches.read_s)
+        stages.add("decode", patches.decode_s)
+        with stages.measure("encode"):
+            rows = _encode(plan, patches)
+        with stages.measure("write"):
+            store.write_block(patches.number, rows, patches.valid, patches.errors)
+        on_block(len(patches.valid), patches.megapixels)
+        started = time.perf_counter()
+
+
+def rows_in_order(plan: Plan, store: ResultStore, size: int) -> Iterator[NDArray[np.float32]]:
+    """Yield what the blocks hold for the patches of the sequence, in its order, in parts."""
+    block_of = np.empty(len(plan.sequence), np.int32)
+    row_of = np.empty(len(plan.sequence), np.int32)
+    for block, positions in zip(plan.blocks, plan.positions, strict=True):
+        wanted = positions >= 0
+        block_of[positions[wanted]] = block.number
+        row_of[positions[wanted]] = np.flatnonzero(wanted)
+    held: dict[int, NDArray[np.float32]] = {}
+    for cut in plan.sequence.chunks(size):
+        part = np.empty((cut.stop - cut.start, plan.setup.model.encoder.config.width), np.float32)
+        for number in np.unique(block_of[cut]):
+            if number not in held:
+                if len(held) >= BLOCKS_HELD:
+                    held.pop(next(iter(held)))
+                held[number] = store.read_block(int(number)).tokens
+            here = block_of[cut] == number
+            part[here] = held[number][row_of[cut][here]]
+        yield part
+
+
+def valid_in_order(plan: Plan, store: ResultStore) -> NDArray[np.bool_]:
+    """Return which patches of the sequence could be read, shape (n,)."""
+    valid = np.empty(len(plan.sequence), np.bool_)
+    for block, positions in zip(plan.blocks, plan.positions, strict=True):
+        wanted = positions >= 0
+        valid[positions[wanted]] = store.read_block(block.number).valid[wanted]
+    return valid
+
+
+@torch.inference_mode()
+def mix_whole(
+    plan: Plan,
+    tokens: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    *,
+    chunk: int,
+    on_layer: Callable[[int], None],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Let all tokens of the image see each other, as one sequence of those that could be read.
+
+    Parameters
+    ----------
+    tokens
+        In the order of the sequence, shape (n, D).
+    chunk
+        Tokens that a layer holds at once.
+    on_layer
+        Told the tokens of each layer that is done.
+
+    Returns
+    -------
+    features
+        0 where a patch is not valid, shape (n, D).
+    vector
+        Of the image, shape (D,).
+    """
+    encoder, grid = plan.setup.model.encoder, plan.setup.grid
+    device = _device(encoder)
+    index = torch.from_numpy(plan.sequence.index[valid])
+    position = encoder.position_for(grid.rows, grid.columns, index)
+    sequence = torch.from_numpy(tokens[valid]).to(device)
+    hooks = [
+        layer.register_forward_hook(lambda *_: on_layer(len(tokens))) for layer in encoder.layers
+    ]
+    try:
+        mixed = encoder.mix(sequence[None], position, chunk=chunk)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    features = np.zeros_like(tokens)
+    features[valid] = mixed.tokens[0].cpu().numpy()
+    return features, mixed.vector[0].cpu().numpy()
+
+
+def tile_vectors(
+    plan: Plan, store: ResultStore
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Collect the tiles, in the order of reading.
+
+    Returns
+    -------
+    index
+        Row and column of each tile's first patch, shape (t, 2).
+    vectors
+        Shape (t, D).
+    valid
+        Whether any of a tile could be read, shape (t,).
+    """
+    assert plan.tile is not None
+    index, vectors, valid = [], [], []
+    for block in plan.blocks:
+        held = store.read_block(block.number)
+        corners = block.index[:: plan.tile**2]
+        index.append(corners)
+        vectors.append(held.tokens[len(block.cells) :])
+        valid.append(held.valid.reshape(len(corners), -1).any(1))
+    return np.concatenate(index), np.concatenate(vectors), np.concatenate(valid)
+
+
+@torch.inference_mode()
+def _encode(plan: Plan, patches: Patches) -> NDArray[np.float32]:
+    encoder = plan.setup.model.encoder
+    tokens = encoder.embed(torch.from_numpy(patches.pixels).to(_device(encoder)))
+    if plan.tile is None:
+        return tokens.cpu().numpy()
+    length = plan.tile**2
+    features, vectors = _mix_tiles(
+        encoder,
+        tokens.view(-1, length, tokens.shape[-1]),
+        torch.from_numpy(patches.valid.reshape(-1, length)),
+        plan.tile,
+    )
+    return torch.cat([features.flatten(0, 1), vectors]).cpu().numpy()
+
+
+def _mix_tiles(
+    encoder: VisionMamba, tokens: torch.Tensor, valid: torch.Tensor, side: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each tile by itself, those together that lack the same patches.
+
+    Parameters
+    ----------
+    tokens
+        Shape (t, l, D).
+    valid
+        Shape (t, l); what is not valid is left out of a tile's sequence.
+    """
+    position = encoder.position_for(side, side)
+    features, vectors = torch.zeros_like(tokens), torch.zeros_like(tokens[:, 0])
+    patterns, pattern_of = torch.unique(valid, dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        if pattern.any():
+            tiles = (pattern_of == number).to(tokens.device)
+            kept = pattern.to(tokens.device)
+            mixed = encoder.mix(
+                tokens[tiles][:, kept], None if position is None else position[kept]
+            )
+            features[tiles.nonzero(), kept.nonzero()[:, 0]] = mixed.tokens
+            vectors[tiles] = mixed.vector
+    return features, vectors
+
+
+def _device(encoder: VisionMamba) -> torch.device:
+    return next(encoder.parameters()).device

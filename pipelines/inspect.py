@@ -1,0 +1,205 @@
+"""Answers without a run: what an image is and what a run would take, what this machine can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import time
+from typing import Any
+
+import psutil
+import torch
+
+from gigavim import __version__, models
+from gigavim.checkpoint import load_model
+from gigavim.config import Resources, RunConfig
+from gigavim.errors import GigavimError
+from gigavim.kernels.scan import scan_backend
+from gigavim.models import available
+from gigavim.pipelines.plan import Plan, make_plan, set_up
+from gigavim.sources import open_source
+
+PACKAGES = (
+    "torch", "triton", "numpy", "openslide-python", "tifffile", "imagecodecs", "rasterio", "zarr",
+    "dask", "distributed", "scikit-image", "scikit-learn", "napari",
+)  # fmt: skip
+
+
+def describe(path: str, config: RunConfig) -> dict[str, Any]:
+    """Tell what an image is, and what a run would read.
+
+    Where a run is not possible, ``run`` says why in place of figures.
+
+    Raises
+    ------
+    SourceError
+        If the image cannot be opened.
+    """
+    source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
+    finest, own = source.levels[0], source.spacing
+    facts: dict[str, Any] = {
+        "image": path,
+        "kind": source.kind,
+        "reader": source.reader,
+        "size": {
+            "width": finest.width,
+            "height": finest.height,
+            "megapixels": finest.width * finest.height / 1e6,
+        },
+        "spacing": own and {"x": own.x, "y": own.y, "unit": own.unit, "taken_from": own.origin},
+        "crs": source.crs and _crs_name(source.crs),
+        "bands": [band.name for band in source.bands],
+        "dtype": str(source.dtype),
+        "levels": [
+            {"width": level.width, "height": level.height, "downsample": level.downsample_x}
+            for level in source.levels
+        ],
+        "metadata": source.metadata,
+    }
+    try:
+        plan = make_plan(set_up(path, config))
+    except GigavimError as error:
+        return facts | {"run": {"not_possible": str(error)}}
+    return facts | {"run": _forecast(plan, Resources())}
+
+
+def checkup() -> dict[str, Any]:
+    """Tell what is installed, which devices and kernels there are, what is missing and its fix."""
+    import openslide
+    import rasterio
+
+    cpu = scan_backend("cpu", torch.float32)
+    kernels = [{"device": "cpu", "scan": cpu.name, "reason": cpu.reason}]
+    devices = [
+        {
+            "name": "cpu",
+            "what": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+            f"{torch.backends.cpu.get_cpu_capability()}",
+            "memory_bytes": psutil.virtual_memory().total,
+        }
+    ]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        name = f"cuda:{index}"
+        devices.append({"name": name, "what": found.name, "memory_bytes": found.total_memory})
+        scan = scan_backend(name, torch.float32)
+        kernels.append({"device": name, "scan": scan.name, "reason": scan.reason})
+    return {
+        "gigavim": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) or "not installed" for name in PACKAGES},
+        "libraries": {
+            "openslide": openslide.__library_version__,
+            "gdal": rasterio.__gdal_version__,
+        },
+        "devices": devices,
+        "kernels": kernels,
+        "models": [item.name for item in available() if item.path],
+        "missing": _missing(cpu.name),
+    }
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """List the models that run as they are, then the architectures that need weights."""
+    listed = []
+    for item in available():
+        if item.path is None:
+            with torch.device("meta"):
+                encoder, spec = getattr(models, item.name)(), None
+        else:
+            model = load_model(item.path)
+            encoder, spec = model.encoder, model.spec
+        listed.append(
+            {
+                "name": item.name,
+                "shipped": item.path is not None,
+                "parameters": sum(p.numel() for p in encoder.parameters()),
+                "patch": encoder.config.patch,
+                "about": item.note,
+                "bands": list(spec.bands) if spec else [],
+                "spacing": spec.spacing if spec else None,
+                "unit": spec.unit if spec else None,
+                "classes": list(spec.classes.names) if spec and spec.classes else [],
+                "training_data": spec.training_data if spec else "",
+                "licence": spec.licence if spec else "",
+            }
+        )
+    return listed
+
+
+def _forecast(plan: Plan, resources: Resources) -> dict[str, Any]:
+    """Say what a run would read, and estimate time and memory by reading and encoding one block."""
+    setup, tokens = plan.setup, len(plan.sequence)
+    encoder = setup.model.encoder
+    block = max(plan.blocks, key=lambda block: len(block.cells))
+    patches = plan.reader(block)
+    with torch.inference_mode():
+        started = time.perf_counter()
+        embedded = encoder.embed(torch.from_numpy(patches.pixels))
+        embed_s = time.perf_counter() - started
+        encoder.mix(
+            embedded.view(-1, plan.tile**2 if plan.tile else len(embedded), encoder.config.width)
+        )
+        mix_s = time.perf_counter() - started - embed_s
+    share = plan.megapixels / patches.megapixels
+    read_s = share * (patches.read_s + patches.decode_s) / resources.readers
+    per_token = plan.tokens / len(embedded)
+    beside, after = (embed_s + mix_s, 0.0) if plan.tile else (embed_s, mix_s)
+
+    width = encoder.config.width
+    waiting = 3 * resources.readers * patches.pixels.nbytes
+    # Tokens, the residual stream, what a layer adds, and the features; then a layer's working set.
+    held = 0 if plan.tile else 5 * 4 * width * tokens
+    working = 4 * 14 * encoder.config.expand * width * min(resources.chunk, plan.tokens)
+    return {
+        "model": setup.model.path.stem,
+        "mode": setup.config.mode,
+        "spacing": list(setup.spacing),
+        "unit": setup.own.unit,
+        "level_read": setup.plane.level,
+        "patches": tokens,
+        "foreground_share": tokens / (setup.grid.rows * setup.grid.columns),
+        "tokens": plan.tokens,
+        "megapixels": plan.megapixels,
+        "memory_bytes": psutil.Process().memory_info().rss + waiting + held + working,
+        "seconds": max(read_s, per_token * beside) + per_token * after,
+    }
+
+
+def _missing(cpu_scan: str) -> list[dict[str, str]]:
+    """Name what would help and is not there, each with its fix."""
+    missing = []
+    if cpu_scan != "c":
+        missing.append(
+            {
+                "what": "the fast scan for CPUs",
+                "fix": "install a C compiler (gcc or clang), then pip install --force-reinstall "
+                "--no-deps gigavim",
+            }
+        )
+    if not _version("napari"):
+        missing.append({"what": "the viewer", "fix": "pip install 'gigavim[napari]'"})
+    if sys.platform == "linux" and torch.cuda.is_available() and not _version("triton"):
+        missing.append({"what": "GPU kernels", "fix": "pip install triton"})
+    if not [item for item in available() if item.path]:
+        missing.append({"what": "models", "fix": "install gigavim again, its weights are gone"})
+    return missing
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _crs_name(wkt: str) -> str:
+    import rasterio.crs
+
+    crs = rasterio.crs.CRS.from_wkt(wkt)
+    authority = crs.to_authority()
+    return ":".join(authority) if authority else crs.to_string()

@@ -1,0 +1,217 @@
+"""What a run will do: which model sees which pixels of which image. Nothing is encoded here."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gigavim.checkpoint import Model, load_model
+from gigavim.config import RunConfig
+from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
+from gigavim.foreground import foreground, thumbnail
+from gigavim.geometry import Grid, Spacing
+from gigavim.models import default_model
+from gigavim.patches import (
+    PatchBlock,
+    PatchReader,
+    block_side,
+    foreground_blocks,
+    tile_blocks,
+)
+from gigavim.sequence import PatchSequence
+from gigavim.sources import Plane, Source, open_source
+from gigavim.sources.bands import select_bands
+from gigavim.sources.plane import no_spacing
+
+logger = logging.getLogger(__name__)
+
+HEADS = ("features", "classify", "clusters")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An image and a model that fit each other; no pixel is read yet."""
+
+    config: RunConfig
+    source: Source
+    model: Model
+    plane: Plane
+    grid: Grid
+    """All patches, foreground or not."""
+    slots: tuple[int, ...]
+    """Where each band of the source goes among the model's."""
+    heads: tuple[str, ...]
+
+    own: Spacing
+    """Of level 0."""
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """Height and width of the pixels that the model sees, in the unit of `own`."""
+        return self.own.y * self.plane.ratio_y, self.own.x * self.plane.ratio_x
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be read, and where it goes."""
+
+    setup: Setup
+    sequence: PatchSequence
+    """The foreground patches: the rows of the result."""
+    reader: PatchReader
+    tile: int | None
+    """Patches to a side of a tile; None where the image is one sequence."""
+    blocks: tuple[PatchBlock, ...]
+    """What is read at once, in the order of reading."""
+
+    @property
+    def megapixels(self) -> float:
+        """Level pixels that will be read, in millions."""
+        grid, plane = self.setup.grid, self.setup.plane
+        windows = (
+            plane.level_window(
+                grid.window(b.block.row, b.block.column, b.block.rows, b.block.columns)
+            )
+            for b in self.blocks
+        )
+        return sum(window.height * window.width for window in windows) / 1e6
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the encoder will see."""
+        return sum(len(block.cells) for block in self.blocks)
+
+    @cached_property
+    def positions(self) -> tuple[NDArray[np.int32], ...]:
+        """For each block, the row of the result that each patch is; -1 for one that is none."""
+        return tuple(self.sequence.positions_of(block.index) for block in self.blocks)
+
+
+def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
+    """Open an image and a model and see whether they fit.
+
+    Raises
+    ------
+    GigavimError
+        If the image or the model cannot be opened, or they do not fit.
+    """
+    source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
+    model = load_model(config.model or default_model(source.kind), device)
+    heads = _heads(config, model)
+    source, slots = _fit_bands(source, config, model)
+    if source.spacing is None:
+        raise NoSpacingError(no_spacing(source))
+    plane = Plane.at(source, _spacing(source, source.spacing, model, config))
+    architecture = model.spec.architecture
+    grid = Grid.over(
+        source.levels[0].height,
+        source.levels[0].width,
+        patch=architecture.patch,
+        stride=architecture.stride,
+        ratio_y=plane.ratio_y,
+        ratio_x=plane.ratio_x,
+    )
+    return Setup(config, source, model, plane, grid, slots, heads, source.spacing)
+
+
+def make_plan(setup: Setup) -> Plan:
+    """Find the foreground and cut it in blocks.
+
+    Raises
+    ------
+    SourceError
+        If there is no foreground, or the image cannot be read.
+    """
+    config, source, plane, grid = setup.config, setup.source, setup.plane, setup.grid
+    found = foreground(source, grid, mask=config.mask, read_all=config.read_all)
+    if not found.any():
+        what = "no tissue" if source.kind == "slide" else "no valid pixel"
+        raise SourceError(
+            f"{source.path}: {what} was found; --no-mask reads everything, "
+            "--mask FILE says where to look"
+        )
+    spec = setup.model.spec
+    tile = None
+    blocks = tuple(foreground_blocks(grid, found, block_side(plane, grid)))
+    if config.mode == "tiles":
+        tile = (spec.tile - spec.architecture.patch) // spec.architecture.stride + 1
+        blocks = tuple(tile_blocks(grid, found, block_side(plane, grid, tile), tile))
+    mean, std = _normalisation(setup)
+    return Plan(
+        setup,
+        PatchSequence.from_foreground(grid, found, config.order),
+        PatchReader(plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std),
+        tile,
+        blocks,
+    )
+
+
+def _fit_bands(source: Source, config: RunConfig, model: Model) -> tuple[Source, tuple[int, ...]]:
+    """Find the model's bands among the source's, by name or wavelength, and read those alone.
+
+    Bands that the user chose go to the model in their order where names do not tell.
+    """
+    wanted, partial = model.spec.bands, model.spec.partial_bands
+    found: dict[int, int] = {}
+    for slot, name in enumerate(wanted):
+        try:
+            (index,) = select_bands([name], source.bands, source.path)
+        except BandError:
+            continue
+        found.setdefault(index, slot)
+    if len(found) == len(source.bands) and (partial or len(found) == len(wanted)):
+        return source, tuple(found[index] for index in range(len(source.bands)))
+    if config.bands is None and found and (partial or len(found) == len(wanted)):
+        chosen = [f"{wanted[slot]}={index + 1}" for index, slot in found.items()]
+        reopened = open_source(source.path, source_spacing=config.source_spacing, bands=chosen)
+        return reopened, tuple(found.values())
+    if len(source.bands) == len(wanted) and not found:
+        return source, tuple(range(len(wanted)))
+    raise BandError(
+        f"{source.path}: the model takes {', '.join(wanted)}{' or some of them' * partial}, "
+        f"and it has {', '.join(band.name for band in source.bands)}; say which is which, as in "
+        f"--bands {','.join(f'{name}={i}' for i, name in enumerate(wanted[:3], 1))}"
+    )
+
+
+def _heads(config: RunConfig, model: Model) -> tuple[str, ...]:
+    heads = config.heads or (("classify",) if model.spec.classes else ("clusters",))
+    for head in heads:
+        if head not in HEADS:
+            raise ModelError(f"there is no head {head!r}; there are {', '.join(HEADS)}")
+    if "classify" in heads and not model.spec.architecture.classes:
+        raise ModelError(f"{model.path} has no classes; use --head clusters or features")
+    return heads
+
+
+def _spacing(source: Source, own: Spacing, model: Model, config: RunConfig) -> float | None:
+    """Decide on the spacing: the user's, the model's, or the source's own as it stands."""
+    trained, comparable = model.spec.spacing, own.unit == model.spec.unit
+    if config.spacing is None:
+        return trained if comparable else None
+    if trained and comparable and not 0.5 <= config.spacing / trained <= 2:
+        logger.warning(
+            "%s: the model was trained at %g %s/px and reads %g; its features may mean less",
+            source.path, trained, own.unit, config.spacing,
+        )  # fmt: skip
+    return config.spacing
+
+
+def _normalisation(setup: Setup) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each band, the model's or the image's own."""
+    spec = setup.model.spec
+    if spec.normalisation == "fixed":
+        return tuple(spec.mean[s] for s in setup.slots), tuple(spec.std[s] for s in setup.slots)
+    pixels, _, _ = thumbnail(setup.source, 1024)
+    values = pixels.values[pixels.valid].astype(np.float64) * spec.scale
+    std = values.std(0)
+    return _floats(values.mean(0)), _floats(np.where(std > 0, std, 1))
+
+
+def _floats(values: NDArray[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,219 @@
+"""One image, end to end: pixels to tokens, tokens to features, features to maps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gigavim import __version__
+from gigavim.config import Resources, RunConfig
+from gigavim.errors import GigavimError
+from gigavim.pipelines.encode import (
+    encode_blocks,
+    mix_whole,
+    rows_in_order,
+    tile_vectors,
+    valid_in_order,
+)
+from gigavim.pipelines.maps import apply_heads, write_maps, write_pictures
+from gigavim.pipelines.plan import Plan, Setup, make_plan, set_up
+from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_memory
+from gigavim.pipelines.stream import reader_pool
+from gigavim.store import ResultStore, fingerprint
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 32_768
+"""Rows of the result that are put in order together."""
+
+
+def run_image(
+    path: str,
+    store_path: Path,
+    config: RunConfig,
+    resources: Resources,
+    *,
+    force: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Summary:
+    """Map one image, or take up its run where it stopped.
+
+    Parameters
+    ----------
+    store_path
+        The store, ``<name>.gigavim.zarr``; pictures are put beside it.
+    force
+        Start over, whatever is there.
+    command
+        What the user typed, for the record.
+
+    Raises
+    ------
+    GigavimError
+        If the image, the model, the device or the store fail.
+    """
+    started = time.perf_counter()
+    progress = progress or Silent()
+    stages = Stages()
+    with stages.measure("open"):
+        setup = set_up(path, config, pick_device(resources.device))
+        attributes = _attributes(setup, command)
+    if not force and ResultStore.is_finished(store_path, attributes):
+        return Summary(path, "skipped", store=str(store_path))
+    with stages.measure("foreground"):
+        plan = make_plan(setup)
+    with ResultStore.create(store_path, attributes, force=force) as store:
+        if store.complete:
+            return Summary(path, "skipped", store=str(store_path))
+        resumed = any(store.block_done(block.number) for block in plan.blocks)
+        megapixels = _fill(plan, store, resources, stages, progress)
+        with stages.measure("heads"):
+            maps = apply_heads(plan, store)
+        with stages.measure("write"):
+            write_maps(plan, store, maps)
+            pictures = write_pictures(plan, store_path, maps[0]) if maps else {}
+        summary = Summary(
+            image=path,
+            status="complete",
+            store=str(store_path),
+            **pictures,
+            model=setup.model.path.stem,
+            mode=config.mode,
+            spacing=setup.spacing,
+            unit=setup.own.unit,
+            tokens=len(plan.sequence),
+            unreadable_tokens=int((store.values("tokens/valid") == 0).sum()),
+            read_errors=len(store.values("errors/x")),
+            megapixels=megapixels,
+            resumed=resumed,
+            seconds=time.perf_counter() - started,
+            stages=dict(stages.seconds),
+            peak_memory_bytes=peak_memory(),
+            classes=maps[0].shares() if maps else {},
+        )
+        store.finish(
+            seconds=summary.seconds,
+            stages=summary.stages,
+            peak_memory_bytes=summary.peak_memory_bytes,
+        )
+    return summary
+
+
+def pick_device(name: str) -> str:
+    """Return the device to run on.
+
+    Raises
+    ------
+    GigavimError
+        If the one that was asked for is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        fault = str(error).splitlines()[0]
+        raise GigavimError(
+            f"device {name!r} cannot be used here ({fault}); --device cpu always can"
+        ) from error
+    return name
+
+
+def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
+    """Say what the store is of; `configuration`, `model` and `source` make the run what it is."""
+    config, source, grid = setup.config, setup.source, setup.grid
+    configuration = config.as_dict()
+    # Which model it is shows below, by its content.
+    del configuration["model"]
+    if config.mask is not None:
+        configuration["mask"] = fingerprint(config.mask)["fingerprint"]
+    return {
+        "version": __version__,
+        "command": " ".join(command),
+        "configuration": configuration,
+        "model": {"id": setup.model.path.stem, "weights_sha256": setup.model.sha256},
+        "source": {
+            "uri": str(Path(source.path).absolute()),
+            "reader": source.reader,
+            "kind": source.kind,
+            "height": source.levels[0].height,
+            "width": source.levels[0].width,
+            "bands": [band.name for band in source.bands],
+            **fingerprint(source.path),
+        },
+        "spacing": {
+            "requested": config.spacing,
+            "achieved": setup.spacing,
+            "level0": [setup.own.y, setup.own.x],
+            "unit": setup.own.unit,
+            "origin": setup.own.origin,
+            "level_read": setup.plane.level,
+        },
+        "grid": {
+            "rows": grid.rows,
+            "columns": grid.columns,
+            "patch": grid.patch,
+            "stride": grid.stride,
+            "cell_level0": [grid.cell_y, grid.cell_x],
+        },
+    }
+
+
+def _fill(
+    plan: Plan, store: ResultStore, resources: Resources, stages: Stages, progress: Progress
+) -> float:
+    """Read and encode all blocks, and put features and vectors where they stay."""
+    total = 0.0
+
+    def on_block(tokens: int, megapixels: float) -> None:
+        nonlocal total
+        total += megapixels
+        progress.advance(tokens, megapixels)
+
+    sequence = plan.sequence
+    store.write_array("tokens/coords", sequence.coords)
+    store.write_array("tokens/grid_index", sequence.index)
+    store.describe("tokens", order=sequence.order)
+    progress.start("reading", plan.tokens)
+    with reader_pool(resources.readers) as client:
+        encode_blocks(plan, store, client, stages, ahead=2 * resources.readers, on_block=on_block)
+    valid = valid_in_order(plan, store)
+    if not valid.any():
+        raise GigavimError(
+            f"{plan.setup.source.path}: none of its {len(valid)} patches could be read; "
+            "get the file again, or check it with `gigavim info`"
+        )
+    shape = (len(sequence), plan.setup.model.encoder.config.width)
+    rows = rows_in_order(plan, store, ROWS_AT_ONCE)
+    if plan.tile is None:
+        tokens = np.concatenate(list(rows))
+        progress.start("mixing", len(sequence) * plan.setup.model.encoder.config.depth)
+        with stages.measure("encode"):
+            features, vector = mix_whole(
+                plan, tokens, valid, chunk=resources.chunk, on_layer=progress.advance
+            )
+        del tokens
+        with stages.measure("write"):
+            store.write_rows("tokens/features", [features], shape, np.float16)
+    else:
+        with stages.measure("write"):
+            store.write_rows("tokens/features", rows, shape, np.float16)
+            index, vectors, whole = tile_vectors(plan, store)
+            store.write_array("tiles/coords", plan.setup.grid.coords(index))
+            store.write_array("tiles/grid_index", index)
+            store.write_array("tiles/vectors", vectors.astype(np.float16))
+            store.write_array("tiles/valid", whole.astype(np.uint8))
+        vector = vectors[whole].mean(0)
+    with stages.measure("write"):
+        store.write_array("tokens/valid", valid.astype(np.uint8))
+        store.write_array("image/vector", vector.astype(np.float32))
+        errors = [error for block in plan.blocks for error in store.read_block(block.number).errors]
+        store.write_errors(errors, plan.setup.source.levels)
+    return total
