@@ -7,7 +7,7 @@ pixel *centres*.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class Registration:
     """Width of a cell, in level-0 pixels."""
     spacing: Spacing
     """Of level 0."""
+    corner_y: float = 0.0
+    """Top of the first cell, in level-0 pixels."""
+    corner_x: float = 0.0
+    """Left of the first cell, in level-0 pixels."""
     crs: str | None = None
     """As WKT, for a scene."""
     transform: Transform | None = None
@@ -53,7 +57,7 @@ class Registration:
 
     @classmethod
     def of(cls, grid: Grid, source: Source) -> Registration:
-        """Register maps over ``grid``; where patches overlap, a cell is the stride, not the patch.
+        """Register maps over a grid: a cell is a stride wide and lies in the middle of its patch.
 
         Raises
         ------
@@ -62,13 +66,20 @@ class Registration:
         """
         if source.spacing is None:
             raise ValueError(f"{source.path} has no spacing to register a map with")
-        return cls(grid.cell_y, grid.cell_x, source.spacing, source.crs, source.transform)
+        margin = (grid.patch - grid.stride) / 2
+        return cls(
+            cell_y=grid.cell_y,
+            cell_x=grid.cell_x,
+            spacing=source.spacing,
+            corner_y=margin * grid.ratio_y,
+            corner_x=margin * grid.ratio_x,
+            crs=source.crs,
+            transform=source.transform,
+        )
 
     def reduced(self, factor: int) -> Registration:
         """Return the registration of a map whose cells join ``factor`` x ``factor`` of these."""
-        return Registration(
-            self.cell_y * factor, self.cell_x * factor, self.spacing, self.crs, self.transform
-        )
+        return replace(self, cell_y=self.cell_y * factor, cell_x=self.cell_x * factor)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -79,22 +90,24 @@ class Registration:
     def translation(self) -> tuple[float, float]:
         """Where the centre of the first cell lies, from the centre of the first level-0 pixel."""
         return (
-            (self.cell_y - 1) / 2 * self.spacing.y,
-            (self.cell_x - 1) / 2 * self.spacing.x,
+            (self.corner_y + (self.cell_y - 1) / 2) * self.spacing.y,
+            (self.corner_x + (self.cell_x - 1) / 2) * self.spacing.x,
         )
 
     @property
     def cell_transform(self) -> Transform | None:
-        """Cells to the CRS; the corner is that of the image, and a cell replaces a pixel.
+        """Cells to the CRS.
 
         >>> metres = Spacing(10, 10, "metre", "transform")
-        >>> Registration(16, 16, metres, "", (10, 0, 5e5, 0, -10, 6e6)).cell_transform
+        >>> utm = (10, 0, 5e5, 0, -10, 6e6)
+        >>> Registration(16, 16, metres, transform=utm).cell_transform
         (160, 0, 500000.0, 0, -160, 6000000.0)
         """
         if self.transform is None:
             return None
-        a, b, c, d, e, f = self.transform
-        return (a * self.cell_x, b * self.cell_y, c, d * self.cell_x, e * self.cell_y, f)
+        a, b, _, d, e, _ = self.transform
+        x, y = _project(self.transform, self.corner_x, self.corner_y)
+        return (a * self.cell_x, b * self.cell_y, x, d * self.cell_x, e * self.cell_y, y)
 
 
 def geo_attributes(crs: str, transform: Transform, shape: tuple[int, int]) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""A class map as a GeoTIFF that QGIS opens with its colours and names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gigavim.georeference import Registration
+from gigavim.ngff import Colour
+from gigavim.store.disk import write_file, writing
+
+
+def write_class_geotiff(
+    path: str | Path,
+    labels: NDArray[np.uint8],
+    registration: Registration,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+) -> None:
+    """Write a class map as a Cloud Optimized GeoTIFF with a colour table and overviews.
+
+    Class names stand in ``<path>.aux.xml``, where GDAL keeps them for every GeoTIFF.
+
+    Parameters
+    ----------
+    labels
+        Class of each cell, shape (rows, columns); 0 is background and written as nodata.
+    registration
+        Where the cells lie, in a CRS.
+    names, colours
+        Of the classes 1, 2, ...
+
+    Raises
+    ------
+    ValueError
+        If the image has no CRS.
+    StoreError
+        If the file cannot be written; what stood there before stays.
+    """
+    import rasterio
+    from rasterio.io import MemoryFile
+
+    if registration.crs is None or registration.cell_transform is None:
+        raise ValueError("a GeoTIFF needs a CRS and a transform")
+    path = Path(path)
+    height, width = labels.shape
+    # In memory first: GDAL's own writing says nothing useful about a full disk.
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="COG",
+            height=height,
+            width=width,
+            count=1,
+            dtype="uint8",
+            nodata=0,
+            crs=registration.crs,
+            transform=rasterio.Affine(*registration.cell_transform),
+            compress="DEFLATE",
+            overview_resampling="mode",
+        ) as raster:
+            raster.write(labels, 1)
+            opaque = {value: (*colour, 255) for value, colour in enumerate(colours, start=1)}
+            raster.write_colormap(1, {0: (0, 0, 0, 0)} | opaque)
+        with writing(path):
+            write_file(path.with_name(f"{path.name}.aux.xml"), _category_names(names))
+            write_file(path, memory.getbuffer())
+
+
+def _category_names(names: Sequence[str]) -> bytes:
+    """Return GDAL's auxiliary metadata with the name of every value."""
+    dataset = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
+    categories = ElementTree.SubElement(band, "CategoryNames")
+    for name in ("background", *names):
+        ElementTree.SubElement(categories, "Category").text = name
+    xml: bytes = ElementTree.tostring(dataset, encoding="utf-8")
+    return xml
