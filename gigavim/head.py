@@ -20,6 +20,18 @@ ROWS_AT_ONCE = 65_536
 """Features converted and labelled together, so that memory does not grow with their number."""
 
 
+OKABE_ITO = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (128, 128, 128),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ClassTable:
     """The classes of a map, in the order of its labels or probabilities."""
@@ -126,23 +138,20 @@ def palette(k: int) -> NDArray[np.uint8]:
     """Return `k` distinct colours, shape (k, 3), red, green, blue.
 
     The first eight are those of Okabe and Ito (jfly.uni-koeln.de/color, 2008), which colour-blind
-    people tell apart, black replaced by grey; further ones step round the hues by the golden angle
-    and through three lightnesses.
+    people tell apart, black replaced by grey; each further one is as far as can be, in CIELAB, from
+    those before it and from black and white.
     """
-    import colorsys
+    colours = np.array(OKABE_ITO, np.uint8)
+    if k <= len(colours):
+        return colours[:k]
+    from skimage.color import rgb2lab
 
-    colours = [
-        (230, 159, 0),
-        (86, 180, 233),
-        (0, 158, 115),
-        (240, 228, 66),
-        (0, 114, 178),
-        (213, 94, 0),
-        (204, 121, 167),
-        (128, 128, 128),
-    ]
-    for i in range(8, k):
-        lightness = (0.35, 0.55, 0.75)[i % 3]
-        rgb = colorsys.hls_to_rgb(i * 0.381966 % 1, lightness, 0.7)
-        colours.append((round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)))
-    return np.array(colours[:k], np.uint8).reshape(-1, 3)
+    candidates = np.stack(np.indices((8, 8, 8)), -1).reshape(-1, 3).astype(np.uint8) * 36
+    places = rgb2lab(candidates)
+    taken = rgb2lab(np.concatenate([colours, np.array([[0, 0, 0], [255, 255, 255]], np.uint8)]))
+    distance = np.linalg.norm(places[:, None] - taken, axis=-1).min(1)
+    chosen = []
+    for _ in range(k - len(colours)):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(places - places[chosen[-1]], axis=-1))
+    return np.concatenate([colours, candidates[chosen]])
