@@ -3,7 +3,8 @@
 ::
 
     attrs            gigavim: version, command, configuration, model, source, spacing, status, times
-    tokens/          coords (N, 2) x, y in level-0 pixels · grid_index (N, 2) row, column
+    tokens/          in the order of the sequence, whose name is the attribute ``order``
+                     coords (N, 2) x, y in level-0 pixels · grid_index (N, 2) row, column
                      features (N, D) · valid (N,) · probs (N, K) where a head gives them
     tiles/           coords (T, 2) · vectors (T, D) · probs (T, K)
     image/           vector (D,) · scores (K,)

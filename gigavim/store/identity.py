@@ -59,11 +59,11 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     Configuration, model and the content of the source count; where the source lies does not.
 
     >>> differences({"configuration": {"spacing": 2}}, {"configuration": {"spacing": 1}})
-    ['spacing 2 -> 1']
+    ['spacing 2, now 1']
     """
     before, after = _identity(found), _identity(wanted)
     return [
-        f"{key} {_short(before.get(key))} -> {_short(after.get(key))}"
+        f"{key} {_short(before.get(key))}, now {_short(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
@@ -75,7 +75,7 @@ def _identity(attributes: Mapping[str, Any]) -> dict[str, Any]:
     flat = {
         **_flat(attributes.get("configuration", {}), ""),
         **_flat(attributes.get("model", {}), "model "),
-        **{f"source {key}": source.get(key) for key in ("size", "fingerprint")},
+        **{f"image {key}": source.get(key) for key in ("size", "fingerprint")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(flat))
     return plain

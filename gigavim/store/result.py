@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ import filelock
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import ZstdCodec
 
 from gigavim.errors import StoreBusyError, StoreError
 from gigavim.geometry import Level
@@ -26,18 +25,15 @@ from gigavim.sources.source import ReadError
 from gigavim.store.blocks import BlockState, TokenBlock
 from gigavim.store.disk import writing
 from gigavim.store.identity import differences
-
-# Rows of a table: what one read decodes, and how many of those share a file.
-_CHUNK_ROWS = 2048
-_CHUNKS_PER_SHARD = 16
+from gigavim.store.tables import write_table
 
 
 class ResultStore:
     """One image's results, as a Zarr v3 group on a local disk.
 
-    Made by `create` for a run and by `open` for a look. A run holds it in a ``with`` statement:
-    while it lasts, no other run may have the store, and however it ends, the store says truthfully
-    whether it is complete.
+    Made by `create` for a run and by `open` for a look. A run asks `is_finished` first, and holds
+    the store in a ``with`` statement: while it lasts, no other run may have it, and however it
+    ends, the store says truthfully whether it is complete.
     """
 
     def __init__(
@@ -49,13 +45,32 @@ class ResultStore:
         self._state = BlockState(path / "state")
 
     @classmethod
+    def is_finished(cls, path: str | Path, attributes: Mapping[str, Any]) -> bool:
+        """Tell whether a run left all of its results here; takes milliseconds and no lock.
+
+        Parameters
+        ----------
+        attributes
+            As for `create`.
+
+        Raises
+        ------
+        StoreError
+            If the store holds another run, or the folder something else.
+        """
+        path = Path(path)
+        with writing(path):
+            group = _open(path, "r")
+        if group is None:
+            return False
+        _check_same_run(path, group, attributes)
+        return cls(path, group).complete
+
+    @classmethod
     def create(
         cls, path: str | Path, attributes: Mapping[str, Any], *, force: bool = False
     ) -> ResultStore:
         """Start a run, or take up the same one where it stopped.
-
-        Look at `complete` first: a finished store of the same run comes back as it is, without a
-        lock, and nothing is left to do.
 
         Parameters
         ----------
@@ -66,6 +81,12 @@ class ResultStore:
         force
             Start over, whatever an earlier run left.
 
+        Returns
+        -------
+        store
+            Locked. If another process finished the run meanwhile, it is `complete`, and nothing is
+            left to do.
+
         Raises
         ------
         StoreBusyError
@@ -74,11 +95,6 @@ class ResultStore:
             If the store holds another run, the folder something else, or nothing can be written.
         """
         path = Path(path)
-        found = _open(path, "r")
-        if found is not None and not force:
-            store = cls(path, found)
-            if store.complete and not differences(store.attributes, attributes):
-                return store
         with contextlib.ExitStack() as undo:
             lock = _lock(path)
             undo.callback(_unlock, lock)
@@ -119,12 +135,12 @@ class ResultStore:
             _unlock(self._lock)
             self._lock = None
 
-    def __getitem__(self, name: str) -> zarr.Array[Any]:
-        """Return an array, ``store["tokens/features"]``."""
+    def values(self, name: str) -> NDArray[Any]:
+        """Read a whole array, ``tokens/features`` say."""
         array = self.group[name]
         if not isinstance(array, zarr.Array):
             raise KeyError(name)
-        return array
+        return np.asarray(array[...])
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -172,35 +188,13 @@ class ResultStore:
     ) -> None:
         """Write an array that comes in parts along its first axis; holds one file of it at a time.
 
-        Numbers that a network made do not compress, so floats are stored as they are.
-
         Raises
         ------
         ValueError
             If the parts do not add up to ``shape``.
         """
-        dtype = np.dtype(dtype)
-        length, width = shape[0], shape[1:]
-        chunk = max(1, min(length, _CHUNK_ROWS))
-        shard = chunk * max(1, min(-(-length // chunk), _CHUNKS_PER_SHARD))
         with writing(self.path):
-            array = self.group.create_array(
-                name,
-                shape=shape,
-                dtype=dtype,
-                chunks=(chunk, *width),
-                shards=(shard, *width),
-                compressors=None if dtype.kind == "f" else ZstdCodec(),
-                overwrite=True,
-            )
-            start = 0
-            for rows in _regroup(parts, shard):
-                if start + len(rows) > length:
-                    raise ValueError(f"{name} has {length} rows, and more than those came")
-                array[start : start + len(rows)] = rows.astype(dtype, copy=False)
-                start += len(rows)
-        if start != length:
-            raise ValueError(f"{name} has {length} rows, and {start} came")
+            write_table(self.group, name, parts, shape, dtype)
 
     def write_label_map(
         self,
@@ -294,6 +288,16 @@ def _open(path: Path, mode: Literal["r", "r+"]) -> zarr.Group | None:
     return group
 
 
+def _check_same_run(path: Path, group: zarr.Group, attributes: Mapping[str, Any]) -> None:
+    """Refuse to mix two runs in one store."""
+    differ = differences(_attributes(group), attributes)
+    if differ:
+        raise StoreError(
+            f"{path} was made by another run ({', '.join(differ)}); "
+            "start over with --force, or write elsewhere with -o"
+        )
+
+
 def _prepare(path: Path, attributes: Mapping[str, Any], *, force: bool) -> zarr.Group:
     """Bring a locked folder to where the run can go on."""
     group = _open(path, "r+")
@@ -304,12 +308,7 @@ def _prepare(path: Path, attributes: Mapping[str, Any], *, force: bool) -> zarr.
             _update(group, status="running")
             _clear(path)
         else:
-            differ = differences(_attributes(group), attributes)
-            if differ:
-                raise StoreError(
-                    f"{path} holds another run ({', '.join(differ)}); "
-                    "start over with --force, or write elsewhere with -o"
-                )
+            _check_same_run(path, group, attributes)
             if _attributes(group)["status"] == "written":
                 _finish(path, group)
             if _attributes(group)["status"] == "complete":
@@ -381,24 +380,3 @@ def _unlock(lock: filelock.BaseFileLock) -> None:
 def _now() -> str:
     """Return the time, for people and machines."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _regroup(parts: Iterable[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
-    """Cut and join parts so that each but the last has ``rows`` rows, as a shard wants it.
-
-    A shard written in two goes is read, merged and written again, and lost if two writers do so.
-    """
-    held: list[NDArray[Any]] = []
-    count = 0
-    for part in parts:
-        start = 0
-        while start < len(part):
-            piece = part[start : start + rows - count]
-            held.append(piece)
-            count += len(piece)
-            start += len(piece)
-            if count == rows:
-                yield held[0] if len(held) == 1 else np.concatenate(held)
-                held, count = [], 0
-    if held:
-        yield held[0] if len(held) == 1 else np.concatenate(held)
