@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import conv2d, silu
 
 
 def causal_conv(
@@ -50,8 +50,8 @@ def causal_conv(
     reach = weight.shape[-1] - 1
     if weight.shape != (channels, reach + 1) or bias.shape != (channels,):
         raise ValueError(
-            f"causal_conv needs weight ({channels}, k) and bias ({channels},) for x {tuple(x.shape)}, "
-            f"not {tuple(weight.shape)} and {tuple(bias.shape)}"
+            f"causal_conv needs weight ({channels}, k) and bias ({channels},) "
+            f"for x {tuple(x.shape)}, not {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     if halo is None:
         halo = x.new_zeros(batch, reach, channels)
@@ -67,5 +67,5 @@ def causal_conv(
     taps = weight.flip(1) if reverse else weight
     # As an image of height 1 in channels-last layout, so that nothing is transposed in memory.
     image = padded[:, None].permute(0, 3, 1, 2)
-    y = F.conv2d(image, taps[:, None, None], bias, groups=channels)
-    return F.silu(y.permute(0, 2, 3, 1)[:, 0]), next_halo
+    y = conv2d(image, taps[:, None, None], bias, groups=channels)
+    return silu(y.permute(0, 2, 3, 1)[:, 0]), next_halo

@@ -1,7 +1,7 @@
-"""The definition of the selective scan, token by token; every other implementation is tested against it.
+"""The definition of the selective scan, token by token, that every other implementation must meet.
 
-Mamba's S6 (Gu and Dao 2023, arXiv 2312.00752, algorithm 2), with the input discretised by Euler's rule (``dt B``) as in
-the published code, not by the zero-order hold of the paper's equation 4.
+Mamba's S6 (Gu and Dao 2023, arXiv 2312.00752, algorithm 2), with the input discretised by Euler's
+rule (``dt B``) as in the published code, not by the zero-order hold of the paper's equation 4.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import silu, softplus
 
 
 def selective_scan(
@@ -48,7 +48,7 @@ def selective_scan(
     if D is not None:
         y = y + D.to(dtype) * x
     if z is not None:
-        y = y * F.silu(z.to(dtype))
+        y = y * silu(z.to(dtype))
     return y.to(u.dtype), h
 
 
@@ -62,7 +62,7 @@ def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dtype: tor
     step = dt.to(dtype)
     if dt_bias is not None:
         step = step + dt_bias.to(dtype)
-    return F.softplus(step) if dt_softplus else step
+    return softplus(step) if dt_softplus else step
 
 
 def _in_order(values: Tensor, reverse: bool) -> list[Tensor]:

@@ -10,8 +10,8 @@ segment alone are ever stored.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from gigavim.kernels.scan.reference import state_dtype, step_sizes
@@ -19,7 +19,7 @@ from gigavim.kernels.scan.reference import state_dtype, step_sizes
 CHUNK = 16
 """Tokens that a chunk advances by."""
 WIDTH = 2**17
-"""State elements worth one call into PyTorch: enough to hide its overhead, few enough for a cache."""
+"""State elements worth one call into PyTorch: many to hide its overhead, few to stay in a cache."""
 
 
 def selective_scan(
@@ -63,7 +63,7 @@ def selective_scan(
     if D is not None:
         y = y + D.to(dtype) * x
     if z is not None:
-        y = y * F.silu(z.to(dtype))
+        y = y * silu(z.to(dtype))
     return y.to(u.dtype), h
 
 
