@@ -146,7 +146,7 @@ def palette(k: int) -> NDArray[np.uint8]:
         return colours[:k]
     from skimage.color import rgb2lab
 
-    candidates = np.stack(np.indices((8, 8, 8)), -1).reshape(-1, 3).astype(np.uint8) * 36
+    candidates = np.indices((8, 8, 8), np.uint8).reshape(3, -1).T * 36
     places = rgb2lab(candidates)
     taken = rgb2lab(np.concatenate([colours, np.array([[0, 0, 0], [255, 255, 255]], np.uint8)]))
     distance = np.linalg.norm(places[:, None] - taken, axis=-1).min(1)
