@@ -73,8 +73,9 @@ def selective_scan(
     """Run ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``; return ``C[t] h[t] + D u[t]``, gated.
 
     A sequence may be cut anywhere: scanning its parts in order, each from the state that the last
-    one returned, gives the same result as scanning it whole. Every argument is differentiable. The
-    states (b, l, d, n) are never stored: with gradients no more than one in 16 of them, without none.
+    one returned, gives the same result as scanning it whole. Every argument is differentiable.
+    Memory besides inputs and outputs does not grow with n times l; with gradients by n times l / 16
+    or less. (The reference alone stores all states for its gradients.)
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,7 +190,7 @@ def _backward(
 
     def over_parts(sums: Tensor, weights: Tensor) -> Tensor:
         whole = sums.view(batch, call.parts, *sums.shape[1:]).sum(1)
-        return whole.sum(0, keepdim=True) if weights.shape[0] < batch else whole
+        return whole.sum(0, keepdim=True) if weights.shape[0] != batch else whole
 
     return _Inputs(
         du,
@@ -288,11 +289,23 @@ def _library() -> ctypes.CDLL:
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """Return the best library and its instruction set, or None and why there is none."""
     folder = Path(__file__).parent
+    sources = hashlib.sha256((folder / "scan.c").read_bytes() + (folder / "vector.h").read_bytes())
+    reason = "its C library is not built; install gcc or clang, then GigaVim again"
     for target in TARGETS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
         path = folder / f"libgigavim_scan-{target}.so"
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path)), target
-            except OSError as error:
-                return None, f"its C library does not load: {error}"
-    return None, "its C library is not built; install gcc or clang, then install GigaVim again"
+        if not path.exists():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            reason = f"its C library does not load: {error}"
+            continue
+        if _sources(library) == sources.hexdigest():
+            return library, target
+        reason = f"{path} is not built from the {folder / 'scan.c'} of today; install GigaVim again"
+    return None, reason
+
+
+def _sources(library: ctypes.CDLL) -> str:
+    value = ctypes.c_char_p.in_dll(library, "gigavim_scan_sources").value or b""
+    return value.decode()

@@ -83,7 +83,7 @@ def _scan_segment(
     if rest:
         chunks = 1
     # (b, chunk, token, ...), or for one chunk of any length (b, 1, token, ...).
-    step, x, B, C = (values.unflatten(1, (chunks, -1)) for values in (step, x, B, C))
+    step, x, B, C = (values.unflatten(1, (chunks, -1)) for values in (step, x, B, C))  # type: ignore[no-untyped-call]
     if chunks == 1:
         y, h = _advance(step, x, A, B, C, h[:, None], reverse)
         return y.flatten(1, 2), h[:, 0]
