@@ -14,8 +14,15 @@ __all__ = ["Band", "Pixels", "Plane", "ReadError", "Source", "open_source"]
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-GEO_TAGS = (33550, 33922, 34264, 34735, 42112, 42113)
-"""ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GDAL_METADATA, GDAL_NODATA."""
+GEO_TAGS = (
+    "ModelPixelScaleTag",
+    "ModelTiepointTag",
+    "ModelTransformationTag",
+    "GeoKeyDirectoryTag",
+    "GDAL_METADATA",
+    "GDAL_NODATA",
+)
+"""TIFF tags that only GDAL understands."""
 
 PLAIN_TILES = (None, "aperio", "generic-tiff")
 """What OpenSlide calls the TIFF dialects whose tiles abut and lie in TIFF's own tables."""
@@ -34,10 +41,11 @@ def open_source(
     path
         A file, or the folder of an OME-Zarr.
     source_spacing
-        Side of a level-0 pixel, or its height and width, where the file does not say it or is wrong; in µm
-        for a slide and CRS units for a scene.
+        Side of a level-0 pixel, or its height and width, where the file does not say it or is
+        wrong; in µm for a slide and CRS units for a scene.
     bands
-        Names, common names, wavelengths (``665nm``) or 1-based indices; all if None.
+        Names, common names, wavelengths (``665nm``) or 1-based indices; ``NAME=INDEX`` gives a band
+        a name that the file does not know. All bands if None.
 
     Raises
     ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gigavim.errors import BandError
@@ -24,7 +25,7 @@ COMMON_NM = {
     "swir2": (2050, 2350),
     "swir22": (2050, 2350),
 }
-"""Where the centre of a common name lies, in nm; after STAC's `eo:common_name` table, made disjoint."""
+"""Where the centre of a common name lies, in nm: STAC's `eo:common_name` table, made disjoint."""
 
 SENTINEL_2_NM = {
     "b1": 443, "b2": 490, "b3": 560, "b4": 665, "b5": 705, "b6": 740, "b7": 783, "b8": 842,
@@ -46,9 +47,10 @@ def select_bands(
 ) -> tuple[int, ...]:
     """Return the indices of the bands that a user asks for, in the order asked.
 
-    Each is looked up as a name (case, separators and leading zeros do not matter: ``B4`` is ``B04``), a
-    wavelength (``665nm``, the nearest within 10 nm), a common name (``red``, by wavelength: the first
-    that fits), or a 1-based index.
+    Each is looked up as a name (case, separators and leading zeros do not matter: ``B4`` is
+    ``B04``), a wavelength (``665nm``, the nearest within 10 nm), a common name (``red``, by
+    wavelength: the first that fits), or a 1-based index. Of ``red=3`` the part behind the sign is,
+    as an index before all else.
 
     Raises
     ------
@@ -57,7 +59,20 @@ def select_bands(
     """
     if wanted is None:
         return tuple(range(len(available)))
-    return tuple(_find(name, available, path) for name in wanted)
+    return tuple(_find(item, available, path) for item in wanted)
+
+
+def name_bands(
+    wanted: Sequence[str] | None, available: Sequence[Band], selected: Sequence[int]
+) -> tuple[Band, ...]:
+    """Return the selected bands, named by the user where they say ``NAME=INDEX``."""
+    bands = [available[index] for index in selected]
+    if wanted is None:
+        return tuple(bands)
+    names = [item.rpartition("=")[0].strip() for item in wanted]
+    return tuple(
+        replace(band, name=name) if name else band for band, name in zip(bands, names, strict=True)
+    )
 
 
 def sensor_bands(names: Sequence[str], path: str) -> tuple[Band, ...]:
@@ -85,8 +100,12 @@ def _sensor(plain: Sequence[str], file_name: str) -> dict[str, int]:
     return {}
 
 
-def _find(name: str, available: Sequence[Band], path: str) -> int:
-    wanted = _plain(name)
+def _find(item: str, available: Sequence[Band], path: str) -> int:
+    _, sign, meant = item.rpartition("=")
+    wanted = _plain(meant)
+    is_index = wanted.isdecimal() and 1 <= int(wanted) <= len(available)
+    if sign and is_index:
+        return int(wanted) - 1
     names = [_plain(band.name) for band in available]
     if wanted in names:
         return names.index(wanted)
@@ -100,10 +119,10 @@ def _find(name: str, available: Sequence[Band], path: str) -> int:
     for nm, index in known:
         if low <= nm < high:
             return index
-    if wanted.isdecimal() and 1 <= int(wanted) <= len(available):
+    if is_index:
         return int(wanted) - 1
-    has = ", ".join(_describe(band) for band in available)
-    raise BandError(f"{path} has no band {name!r}; it has {has}: name one, or its number from 1")
+    has = ", ".join(f"{number} {_describe(band)}" for number, band in enumerate(available, 1))
+    raise BandError(f"{path} has no band {meant!r}; it has {has}: say which by number or name")
 
 
 def _describe(band: Band) -> str:

@@ -1,4 +1,4 @@
-"""What all readers of files share: clipping to the image, handles per thread, and pickling as a path."""
+"""What all readers share: clipping to the image, handles per thread, and pickling as a path."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def read_around(
 ) -> Iterator[tuple[Window, Result | Exception]]:
     """Read each part, and halve one that fails until the fault is down to one cell.
 
-    Cells are fixed in the image and not in the window, so that all windows agree about what is lost.
+    Cells are fixed in the image and not in the window, so that all windows agree on what is lost.
 
     Parameters
     ----------

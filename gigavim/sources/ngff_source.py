@@ -16,7 +16,7 @@ from zarr.errors import BaseZarrError
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Spacing, Window, level_downsample
-from gigavim.sources.bands import select_bands
+from gigavim.sources.bands import name_bands, select_bands
 from gigavim.sources.file_source import FileSource, Options
 from gigavim.sources.narrow import read_around
 from gigavim.sources.source import RGB, Band, Pixels, ReadError
@@ -56,7 +56,7 @@ class NgffSource(FileSource):
 
     def _part(self, level: int, window: Window) -> NDArray[Any]:
         """Read all wanted channels of a window, at the first depth and time."""
-        index = {
+        index: dict[str, Any] = {
             "y": slice(window.y, window.y + window.height),
             "x": slice(window.x, window.x + window.width),
             "c": list(self.channels),
@@ -83,10 +83,7 @@ def open_ngff(path: str, options: Options) -> NgffSource:
     multiscale = attributes["multiscales"][0]
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
     letters = "".join(axis["name"] for axis in axes)
-    try:
-        arrays = tuple(group[dataset["path"]] for dataset in multiscale["datasets"])
-    except KeyError as error:
-        raise SourceError(f"{path}: its array {error} is missing; copy the folder again") from error
+    arrays = tuple(_array(group, dataset["path"], path) for dataset in multiscale["datasets"])
     sizes = [dict(zip(letters, array.shape, strict=True)) for array in arrays]
     bands = _bands(sizes[0].get("c", 1), arrays[0].dtype, attributes)
     channels = select_bands(options.bands, bands, path)
@@ -105,7 +102,7 @@ def open_ngff(path: str, options: Options) -> NgffSource:
             )
             for size in sizes
         ),
-        bands=tuple(bands[channel] for channel in channels),
+        bands=name_bands(options.bands, bands, channels),
         dtype=arrays[0].dtype,
         spacing=user_spacing(options.spacing, MICROMETRE) or _spacing(multiscale, axes),
         crs=None,
@@ -118,6 +115,13 @@ def open_ngff(path: str, options: Options) -> NgffSource:
         axes=letters,
         channels=channels,
     )
+
+
+def _array(group: zarr.Group, name: str, path: str) -> zarr.Array[Any]:
+    array = group.get(name)
+    if not isinstance(array, zarr.Array):
+        raise SourceError(f"{path}: its array {name!r} is missing; copy the folder again")
+    return array
 
 
 def _image(path: str) -> tuple[zarr.Group, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Window, level_downsample
-from gigavim.sources.bands import select_bands
+from gigavim.sources.bands import name_bands, select_bands
 from gigavim.sources.file_source import FileSource, Options, PerThread
 from gigavim.sources.narrow import read_around
 from gigavim.sources.source import RGB, Pixels, ReadError
@@ -113,7 +113,7 @@ def open_with_openslide(path: str, options: Options) -> OpenSlideSource:
         kind="slide",
         reader="openslide",
         levels=levels,
-        bands=tuple(RGB[index] for index in selected),
+        bands=name_bands(options.bands, RGB, selected),
         dtype=np.dtype(np.uint8),
         spacing=user_spacing(options.spacing, MICROMETRE) or openslide_spacing(properties),
         crs=None,

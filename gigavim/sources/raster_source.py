@@ -18,7 +18,7 @@ from rasterio.errors import CRSError, RasterioIOError
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Spacing, Window, level_downsample
-from gigavim.sources.bands import band_in_file_name, select_bands, sensor_bands
+from gigavim.sources.bands import band_in_file_name, name_bands, select_bands, sensor_bands
 from gigavim.sources.file_source import FileSource, Options, PerThread
 from gigavim.sources.narrow import read_around
 from gigavim.sources.source import Band, Pixels, ReadError
@@ -128,7 +128,7 @@ def open_raster(path: str, options: Options) -> RasterSource:
         kind="scene" if placed else "slide",
         reader="rasterio",
         levels=_levels(chosen, datasets.get()),
-        bands=tuple(bands[index] for index in selected),
+        bands=name_bands(options.bands, bands, selected),
         dtype=dtype,
         spacing=(
             user_spacing(options.spacing, unit or ("CRS unit" if placed else MICROMETRE))

@@ -51,8 +51,8 @@ class Pixels:
 class Source(Protocol):
     """One image opened for reading.
 
-    A source pickles as its path and options, and opens the file once per thread, on first use, since
-    the handles of OpenSlide and GDAL belong to one thread of one process.
+    A source pickles as its path and options, and opens the file once per thread, on first use,
+    since the handles of OpenSlide and GDAL belong to one thread of one process.
     """
 
     @property
@@ -67,7 +67,7 @@ class Source(Protocol):
 
     @property
     def reader(self) -> str:
-        """Which library reads it, for people: ``openslide``, ``tifffile``, ``rasterio``, ``zarr``."""
+        """The library that reads it: ``openslide``, ``tifffile``, ``rasterio`` or ``zarr``."""
         ...
 
     @property
@@ -97,7 +97,7 @@ class Source(Protocol):
 
     @property
     def transform(self) -> tuple[float, float, float, float, float, float] | None:
-        """Level-0 pixels to the CRS: x = a*col + b*row + c, y = d*col + e*row + f; GDAL corner origin."""
+        """Level-0 pixel corners to the CRS: x = a*col + b*row + c, y = d*col + e*row + f."""
         ...
 
     @property
@@ -116,7 +116,7 @@ class Source(Protocol):
         Raises
         ------
         SourceError
-            If the file as a whole cannot be read. A part that cannot be decoded is no error: it comes
-            back as not valid, with a `ReadError` that names it.
+            If the file as a whole cannot be read. A part that cannot be decoded is no error: it
+            comes back as not valid, with a `ReadError` that names it.
         """
         ...

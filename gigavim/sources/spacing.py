@@ -1,7 +1,8 @@
 """How large a pixel is: read from where each format says it, never guessed from magnification.
 
-A reader tries, in this order: what the user says; the vendor's field; DICOM pixel spacing, OME physical
-size, NGFF scale, GeoTIFF transform; TIFF resolution tags if they are sane. The first that speaks wins.
+A reader tries, in this order: what the user says; the vendor's field; DICOM pixel spacing, OME
+physical size, NGFF scale, GeoTIFF transform; TIFF resolution tags if they are sane. The first that
+speaks wins.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def aperio_spacing(description: Mapping[str, object]) -> Spacing | None:
 
 
 def ome_spacing(pixels: Mapping[str, str]) -> Spacing | None:
-    """Take PhysicalSize from the attributes of an OME Pixels element; its unit is µm unless said."""
+    """Take PhysicalSize from the attributes of an OME Pixels element; µm unless they say else."""
     y = micrometres(
         pixels.get("PhysicalSizeY"), 1, pixels.get("PhysicalSizeYUnit", "µm"), "OME PhysicalSize"
     )
@@ -80,14 +81,14 @@ def ome_spacing(pixels: Mapping[str, str]) -> Spacing | None:
 def transform_spacing(
     transform: tuple[float, float, float, float, float, float], unit: str | None
 ) -> Spacing | None:
-    """Take the lengths of a pixel's sides under an affine transform; without a CRS they mean nothing."""
+    """Take the sides of a pixel under an affine transform; without a CRS they mean nothing."""
     a, b, _, d, e, _ = transform
     y, x = math.hypot(b, e), math.hypot(a, d)
     return Spacing(y, x, unit, "transform") if unit and y > 0 and x > 0 else None
 
 
 def resolution_spacing(y: float, x: float, unit: str) -> Spacing | None:
-    """Take the pixels per inch or centimetre of TIFF tags, if a microscope could have meant them."""
+    """Take the pixels per inch or centimetre of TIFF tags, if a microscope can have meant them."""
     if not (y > 0 and x > 0):
         return None
     spacing = micrometres(1 / y, 1 / x, unit, "TIFF resolution")

@@ -1,4 +1,4 @@
-"""How a TIFF is laid out: which pages are levels, which samples are bands, and where their tiles lie."""
+"""How a TIFF is laid out: which pages are levels, which samples are bands, and where tiles lie."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Tiles:
     """Of each in the file, in bytes."""
     counts: NDArray[np.int64]
     """Bytes of each; 0 where it was never written."""
-    decode: Callable[[bytes, int], tuple[NDArray[Any], Any, Any]]
-    """Bytes and index in the page to values of shape (1, height, width, sample)."""
+    decode: Callable[[bytes, int], NDArray[Any]]
+    """Bytes and index in the page to values of shape (height, width, sample)."""
     plain: tuple[int, str, tuple[int, ...], int] | None
     """Offset, dtype, shape and plane of pixels that lie in the file as in memory."""
 
@@ -160,10 +160,13 @@ def _channel_pages(level: tifffile.TiffPageSeries, path: str) -> list[tifffile.T
         outer += 1
     numbers = np.arange(size).reshape(shape[:outer])
     wanted = numbers[tuple(slice(None) if axis == "C" else 0 for axis in axes[:outer])]
-    pages = [level.pages[int(number)] for number in np.atleast_1d(wanted)]
-    if any(page is None for page in pages):
-        raise SourceError(f"{path}: a channel is missing from the file; copy all its parts")
-    return [page.aspage() for page in pages]
+    pages = []
+    for number in np.atleast_1d(wanted):
+        page = level.pages[int(number)]
+        if page is None:
+            raise SourceError(f"{path}: a channel is missing from the file; copy all its parts")
+        pages.append(page.aspage())
+    return pages
 
 
 def _tiles(page: tifffile.TiffPage, sample: int, path: str) -> Iterator[Tiles]:
@@ -197,16 +200,21 @@ def _tiles(page: tifffile.TiffPage, sample: int, path: str) -> Iterator[Tiles]:
         )
 
 
-def _decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], tuple[NDArray[Any], Any, Any]]:
+def _decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[Any]]:
     """Return tifffile's decoder of a page.
 
-    It passes the photometric interpretation on: old Aperio files hold RGB without the Adobe marker that
-    would tell libjpeg.
+    It passes the photometric interpretation on: old Aperio files hold RGB without the Adobe marker
+    that would tell libjpeg.
     """
-    decode, tables = page.decode, page.jpegtables
-    if tables is None:
-        return decode  # type: ignore[no-any-return]
-    return lambda data, index: decode(data, index, jpegtables=tables)
+    decode_page = page.decode
+    tables = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
+
+    def decode(data: bytes, index: int) -> NDArray[Any]:
+        decoded: NDArray[Any] | None = decode_page(data, index, **tables)[0]
+        assert decoded is not None
+        return np.asarray(decoded[0])
+
+    return decode
 
 
 def _bands(page: tifffile.TiffPage) -> tuple[tuple[Band, ...], int | None]:

@@ -1,7 +1,7 @@
 """TIFF read tile by tile: the bytes of each tile the window touches, decoded in the calling thread.
 
-On tiled JPEG slides this is five to nine times as fast as OpenSlide, which spends most of its time in
-compositing.
+On tiled JPEG slides this is five to nine times as fast as OpenSlide, which spends most of its time
+in compositing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Window, level_downsample
-from gigavim.sources.bands import select_bands
+from gigavim.sources.bands import name_bands, select_bands
 from gigavim.sources.file_source import FileSource, Options, PerThread
 from gigavim.sources.source import Pixels, ReadError
 from gigavim.sources.spacing import MICROMETRE, user_spacing
@@ -33,7 +33,7 @@ class ByteFile:
     def __init__(self, path: str) -> None:
         try:
             # A tile is read once and whole: a buffer would only copy it.
-            self._file = Path(path).open("rb", buffering=0)
+            self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise SourceError(f"{path} cannot be opened: {error.strerror}") from error
 
@@ -82,7 +82,7 @@ class TiffSource(FileSource):
                     valid[there] = False
                     continue
                 try:
-                    decoded = tiles.decode(data, position)[0][0]
+                    decoded = tiles.decode(data, position)
                 except DECODE_ERRORS as error:
                     valid[there] = False
                     errors.append(ReadError(level, place, str(error)))
@@ -101,7 +101,7 @@ class TiffSource(FileSource):
         values: NDArray[Any],
         valid: NDArray[np.bool_],
     ) -> None:
-        """Copy what a window needs of the pixels at a place, band by band where not all are wanted."""
+        """Copy what a window needs of the pixels at a place, band by band unless all are wanted."""
         here, there = _overlap(place, window)
         if tuple(tiles.samples) == self.samples:
             values[there] = decoded[here]
@@ -135,7 +135,7 @@ def open_tiff(path: str, options: Options) -> TiffSource:
             Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
             for height, width in layout.sizes
         ),
-        bands=tuple(layout.bands[index] for index in selected),
+        bands=name_bands(options.bands, layout.bands, selected),
         dtype=layout.dtype,
         spacing=user_spacing(options.spacing, MICROMETRE) or layout.spacing,
         crs=None,
