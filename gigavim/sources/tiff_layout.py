@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,13 @@ from gigavim.geometry import Spacing, Window
 from gigavim.sources.source import RGB, Band
 from gigavim.sources.spacing import aperio_spacing, ome_spacing, resolution_spacing
 
+# It logs what is wrong with a damaged file; here that is raised.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
 LARGEST_TILE = 1 << 30
 """Bytes that one decoded tile or strip may take."""
+
+JPEG_END = b"\xff\xd9"
 
 COLOUR = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
@@ -82,9 +88,23 @@ def read_layout(path: str) -> TiffLayout:
     """
     try:
         with tifffile.TiffFile(path) as file:
+            if _breaks_off(file):
+                raise SourceError(
+                    f"{path} is cut short: its list of pages ends beyond it; copy it again"
+                )
             return _ome(file, path) if file.is_ome else _pyramid(file, path)
     except tifffile.TiffFileError as error:
         raise SourceError(f"{path} is damaged: {error}; copy it again") from error
+
+
+def _breaks_off(file: tifffile.TiffFile) -> bool:
+    """Whether the last page that is there points to another one."""
+    len(file.pages)  # finds them all
+    end = file.pages.next_page_offset
+    if end is None:
+        return False
+    file.filehandle.seek(end)
+    return any(file.filehandle.read(file.tiff.offsetsize))
 
 
 def _pyramid(file: tifffile.TiffFile, path: str) -> TiffLayout:
@@ -204,12 +224,15 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[Any]]:
     """Return tifffile's decoder of a page.
 
     It passes the photometric interpretation on: old Aperio files hold RGB without the Adobe marker
-    that would tell libjpeg.
+    that would tell libjpeg. A JPEG that breaks off is refused, where libjpeg makes the rest grey.
     """
     decode_page = page.decode
+    is_jpeg = page.compression == tifffile.COMPRESSION.JPEG
     tables = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
 
     def decode(data: bytes, index: int) -> NDArray[Any]:
+        if is_jpeg and not data.rstrip(b"\0").endswith(JPEG_END):
+            raise ValueError("JPEG data breaks off")
         decoded: NDArray[Any] | None = decode_page(data, index, **tables)[0]
         assert decoded is not None
         return np.asarray(decoded[0])
