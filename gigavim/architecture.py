@@ -1,0 +1,78 @@
+"""What distinguishes one Vision Mamba from another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class VisionMambaConfig:
+    """The architecture; the defaults are Vim-Ti."""
+
+    image_size: int = 224
+    """Side of the square images it was trained on, in pixels."""
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    stride: int = 16
+    """From one patch to the next, in pixels."""
+    bands: int = 3
+    width: int = 192
+    """D, numbers of a token."""
+    depth: int = 24
+    """Blocks."""
+    state: int = 16
+    """N, states of a channel."""
+    expand: int = 2
+    """E / D."""
+    conv: int = 4
+    """Taps of the convolution before the scan."""
+    dt_rank: int | None = None
+    """R; by default D / 16, rounded up."""
+    classes: int = 1000
+    """Outputs of the classifier; 0 for none."""
+    class_token: Literal["middle", "head", "tail", "double", "none"] = "middle"
+    """Where the class token sits: after half of the tokens, at an end, or at both ends."""
+    pool: Literal["mean", "last"] = "mean"
+    """How the vector of an image is read out when there is no class token."""
+    position: Literal["learned", "none"] = "learned"
+    rope: Literal["none", "tokens", "tokens and residual"] = "none"
+    """What is rotated by its position before each block."""
+    directions: Literal["v2", "v1", "forward"] = "v2"
+    """``v2``: each has its own convolution and scan; ``v1``: they share all but the decays."""
+    halve: bool = True
+    """Whether the sum of the two directions of ``v2`` is divided by two."""
+    norm: Literal["rms", "layer"] = "rms"
+    layer_scale: float | None = None
+    """Initial value of a learned scale on each block's output; None for no such scale."""
+
+    def __post_init__(self) -> None:
+        if self.rope != "none" and self.class_token != "none":
+            raise ValueError("rotary positions are defined for sequences without class token only")
+
+    @property
+    def inner(self) -> int:
+        """E, channels of the scan."""
+        return self.expand * self.width
+
+    @property
+    def rank(self) -> int:
+        """R, rank of the step sizes."""
+        return math.ceil(self.width / 16) if self.dt_rank is None else self.dt_rank
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a training image."""
+        return (self.image_size - self.patch) // self.stride + 1
+
+    def class_index(self, length: int) -> tuple[int, ...]:
+        """Return where the class tokens sit once they are put among `length` tokens."""
+        places = {
+            "middle": (length // 2,),
+            "head": (0,),
+            "tail": (length,),
+            "double": (0, length + 1),
+            "none": (),
+        }
+        return places[self.class_token]
