@@ -290,7 +290,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     """Return the best library and its instruction set, or None and why there is none."""
     folder = Path(__file__).parent
     sources = hashlib.sha256((folder / "scan.c").read_bytes() + (folder / "vector.h").read_bytes())
-    reason = "its C library is not built; install gcc or clang, then GigaVim again"
+    reason = "the C library is not built; install gcc or clang, then GigaVim again"
     for target in TARGETS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
         path = folder / f"libgigavim_scan-{target}.so"
         if not path.exists():
@@ -298,7 +298,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
-            reason = f"its C library does not load: {error}"
+            reason = f"the C library does not load: {error}"
             continue
         if _sources(library) == sources.hexdigest():
             return library, target
