@@ -5,6 +5,8 @@ A handle of rasterio belongs to one thread: sharing one crashes the interpreter.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, RasterioIOError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioIOError
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Spacing, Window, level_downsample
@@ -28,6 +30,8 @@ from gigavim.sources.spacing import (
     transform_spacing,
     user_spacing,
 )
+
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,10 @@ def open_raster(path: str, options: Options) -> RasterSource:
 
 def _open(name: str, level: int = 0) -> rasterio.DatasetReader:
     try:
-        return rasterio.open(name, **({"overview_level": level - 1} if level else {}))
+        # A plain picture lies nowhere, which is nothing to warn of. Filters belong to all threads.
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(name, **({"overview_level": level - 1} if level else {}))
     except RasterioIOError as error:
         raise SourceError(
             f"{name} is no image that can be read: {' '.join(str(error).split())}; "
