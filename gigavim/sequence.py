@@ -107,6 +107,25 @@ class PatchSequence:
         inside = np.argwhere(positions >= 0)
         return positions[inside[:, 0], inside[:, 1]], inside
 
+    def positions_of(self, index: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Find where patches are in the sequence.
+
+        Parameters
+        ----------
+        index
+            Row and column of each patch, shape (k, 2).
+
+        Returns
+        -------
+        positions
+            Shape (k,); -1 for a patch that is beyond the grid or not read.
+        """
+        row, column = index.T
+        inside = (row >= 0) & (row < self.grid.rows) & (column >= 0) & (column < self.grid.columns)
+        positions = np.full(len(index), -1, np.int32)
+        positions[inside] = self._position[row[inside], column[inside]]
+        return positions
+
     @cached_property
     def _position(self) -> NDArray[np.int32]:
         """The inverse of ``index``: the position of each patch, -1 for those that are not read."""
