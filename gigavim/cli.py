@@ -136,18 +136,22 @@ def run(
         model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask
     )
     resources = Resources(device, readers, chunk)
-    with BarProgress(visible=not (quiet or as_json)) as progress:
-        summaries = run_images(
-            images,
-            output,
-            config,
-            resources,
-            force=force,
-            command=sys.argv,
-            progress=progress,
-            on_done=None if quiet or as_json else print_summary,
-            debug=debug,
-        )
+    try:
+        with BarProgress(visible=not (quiet or as_json)) as progress:
+            summaries = run_images(
+                images,
+                output,
+                config,
+                resources,
+                force=force,
+                command=sys.argv,
+                progress=progress,
+                on_done=None if quiet or as_json else print_summary,
+                debug=debug,
+            )
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        raise typer.Exit(1) from None
     failed = [summary for summary in summaries if summary.status == "failed"]
     if as_json:
         _print_json({"images": [s.as_dict() for s in summaries], "failed": len(failed)})
@@ -221,11 +225,7 @@ def sample(
 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(1)
+    app()
 
 
 def _config(
@@ -247,7 +247,7 @@ def _config(
         spacing=spacing,
         source_spacing=None if source_spacing is None else (source_spacing, source_spacing),
         bands=None if bands is None else tuple(band.strip() for band in bands.split(",")),
-        order=str(order),
+        order=order,
         heads=tuple(head or ()),
         clusters=clusters,
         seed=seed,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from gigavim.orders import Order
+
 Mode = Literal["whole", "tiles"]
 
 
@@ -22,7 +24,7 @@ class RunConfig:
     """Height and width of a level-0 pixel, where the user knows better than the file."""
     bands: tuple[str, ...] | None = None
     """Bands to read, by name, index or wavelength; the model's if None."""
-    order: str = "raster"
+    order: Order = "raster"
     """The order in which patches are read as a sequence."""
     heads: tuple[str, ...] = ()
     """``features``, ``classify``, ``clusters``; what the model can do if empty."""

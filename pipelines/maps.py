@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gigavim.errors import BandError
 from gigavim.foreground import thumbnail
 from gigavim.georeference import Registration
 from gigavim.head import ClassTable, classify, clusters
 from gigavim.pipelines.plan import Plan
-from gigavim.sources import Source
-from gigavim.sources.bands import select_bands
 from gigavim.store import ResultStore
 from gigavim.views.geotiff import write_class_geotiff
-from gigavim.views.overlay import scene_rgb, write_overlay
+from gigavim.views.overlay import write_overlay
+from gigavim.views.rgb import to_rgb
 
 PICTURE_SIDE = 1600
 """Longest side of the image in an overlay, in pixels."""
@@ -89,22 +87,20 @@ def write_pictures(plan: Plan, store_path: Path, made: ClassMap) -> dict[str, st
 
     overlay = store_path.with_name(f"{stem}.{made.name}.png")
     pixels, ratio_y, ratio_x = thumbnail(source, PICTURE_SIDE)
-    image = pixels.values[..., _shown_bands(source)]
     write_overlay(
         overlay,
-        scene_rgb(image, pixels.valid) if source.kind == "scene" else image,
+        to_rgb(pixels, source.bands),
+        (ratio_y, ratio_x),
         layout,
-        (grid.cell_y / ratio_y, grid.cell_x / ratio_x),
+        registration,
         names,
         colours,
         title=f"{Path(source.path).name}: {made.name} by {plan.setup.model.path.stem}",
-        pixel_size=registration.spacing.x * ratio_x,
-        unit=registration.spacing.unit,
     )
-    if source.crs is None or registration.cell_transform is None:
+    if registration.cell_transform is None:
         return {"overlay": str(overlay), "geotiff": None}
     geotiff = store_path.with_name(f"{stem}.{made.name}.tif")
-    write_class_geotiff(geotiff, layout, registration.cell_transform, source.crs, names, colours)
+    write_class_geotiff(geotiff, layout, registration, names, colours)
     return {"overlay": str(overlay), "geotiff": str(geotiff)}
 
 
@@ -134,12 +130,3 @@ def _classify(plan: Plan, store: ResultStore) -> list[ClassMap]:
     valid = store.values("tokens/valid") > 0
     labels = np.where(valid, by_tile.argmax(1)[mine] + 1, 0).astype(np.uint8)
     return [ClassMap("classify", labels, table)]
-
-
-def _shown_bands(source: Source) -> list[int]:
-    """Return which bands to show as red, green and blue: those, or else the first ones."""
-    try:
-        return list(select_bands(("red", "green", "blue"), source.bands, source.path))
-    except BandError:
-        count = len(source.bands)
-        return [0, 1, 2] if count >= 3 else [0, 0, 0]

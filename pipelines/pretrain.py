@@ -46,7 +46,7 @@ class ImageSet:
     def chances(self) -> NDArray[np.float64]:
         """How likely each image is drawn: by its area."""
         areas = np.array([image.shape[0] * image.shape[1] for image in self.images], np.float64)
-        return areas / areas.sum()
+        return np.asarray(areas / areas.sum())
 
 
 class MaskedModel(nn.Module):
@@ -101,11 +101,10 @@ def pretrain(
     random = np.random.default_rng(seed)
     model = MaskedModel(config)
     # Decay would pull the rates A and skips D of the scan towards values that mean something else.
-    named = list(model.named_parameters())
-    decayed = [
-        p for name, p in named if p.ndim > 1 and "A_log" not in name and "A_b_log" not in name
-    ]
-    others = [p for _, p in named if all(p is not other for other in decayed)]
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (others if parameter.ndim < 2 or name.endswith("_log") else decayed).append(parameter)
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=learning_rate,
@@ -132,7 +131,7 @@ def pretrain(
 
 @torch.inference_mode()
 def evaluate(
-    model: MaskedModel, held_out: Sequence[ImageSet], config: VisionMambaConfig, batches: int = 50
+    model: MaskedModel, held_out: Sequence[ImageSet], config: VisionMambaConfig, batches: int = 20
 ) -> float:
     """Return the share of the variance of hidden pixels that is predicted."""
     random = np.random.default_rng(1)

@@ -1,0 +1,111 @@
+"""Small real files for tests: a slide and a scene in which we know where everything is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+
+from gigavim.checkpoint import ModelSpec, save_model
+from gigavim.encoder import VisionMamba, VisionMambaConfig
+
+UTM = "EPSG:32632"
+ORIGIN = (600_000.0, 5_300_000.0)
+
+
+def tissue(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """White glass with a pink, grainy ellipse in the middle, half as high and wide as the image."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    inside = ((y / height - 0.5) / 0.25) ** 2 + ((x / width - 0.5) / 0.25) ** 2 < 1
+    image = np.full((height, width, 3), 243, np.uint8)
+    stain = np.array([200, 110, 170]) + random.normal(0, 12, (height, width, 1))
+    # Left and right differ, so that there is something to tell apart.
+    stain[x > width / 2] -= (60, 30, 20)
+    image[inside] = np.clip(stain[inside], 0, 255)
+    return image
+
+
+def write_slide(
+    path: Path,
+    image: NDArray[np.uint8] | None = None,
+    *,
+    mpp: float | None = 0.5,
+    break_tile: int | None = None,
+) -> Path:
+    """Write an Aperio slide of one level; a broken tile's bytes are no JPEG any more."""
+    image = tissue(1024, 1536) if image is None else image
+    about = "Aperio Image Library\n1536x1024|AppMag = 20"
+    tifffile.imwrite(
+        path,
+        image,
+        photometric="rgb",
+        compression="jpeg",
+        compressionargs={"level": 90},
+        tile=(256, 256),
+        description=about if mpp is None else f"{about}|MPP = {mpp}",
+        metadata=None,
+    )
+    if break_tile is not None:
+        with tifffile.TiffFile(path) as file:
+            start = file.pages.first.dataoffsets[break_tile]
+            length = file.pages.first.databytecounts[break_tile]
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(b"\0" * length)
+    return path
+
+
+def write_scene(path: Path, *, crs: str | None = UTM, empty: bool = False) -> Path:
+    """Write four bands at 10 m: water left of column 160, then meadow; a nodata rim of 16."""
+    import rasterio
+
+    random = np.random.default_rng(0)
+    water, meadow = (900, 700, 400, 200), (500, 800, 600, 4000)
+    values = np.empty((4, 256, 320), np.uint16)
+    for band in range(4):
+        values[band, :, :160], values[band, :, 160:] = water[band], meadow[band]
+    values += random.integers(0, 60, values.shape, np.uint16)
+    values[:, :16] = values[:, -16:] = values[:, :, :16] = values[:, :, -16:] = 0
+    if empty:
+        values[:] = 0
+    x, y = ORIGIN
+    with rasterio.open(
+        path, "w", driver="GTiff", height=256, width=320, count=4, dtype="uint16", nodata=0,
+        crs=crs, transform=rasterio.Affine(10, 0, x, 0, -10, y),
+    ) as raster:  # fmt: skip
+        raster.write(values)
+        raster.descriptions = ("blue", "green", "red", "nir")
+    return path
+
+
+def write_model(
+    path: Path,
+    *,
+    bands: tuple[str, ...] = ("red", "green", "blue"),
+    patch: int = 16,
+    tile: int = 64,
+    spacing: float | None = None,
+) -> Path:
+    """Write a small encoder with random weights: for tests of everything but what it says."""
+    torch.manual_seed(0)
+    config = VisionMambaConfig(
+        image_size=tile, patch=patch, stride=patch, bands=len(bands), width=32, depth=2, state=4,
+        classes=0, class_token="none", position="none",
+    )  # fmt: skip
+    spec = ModelSpec(
+        config,
+        scale=1 / 255 if len(bands) == 3 else 1.0,
+        normalisation="fixed" if len(bands) == 3 else "image",
+        mean=(0.5,) * 3 if len(bands) == 3 else (),
+        std=(0.25,) * 3 if len(bands) == 3 else (),
+        bands=bands,
+        spacing=spacing,
+        unit="µm" if spacing else None,
+        tile=tile,
+    )
+    save_model(path, VisionMamba(config), spec)
+    return path
