@@ -90,10 +90,7 @@ def _open_file(path: str, options: Options) -> Source:
 
 def _is_geo(path: str) -> bool:
     """Whether a TIFF carries what only GDAL understands."""
-    import tifffile
+    from gigavim.sources.tiff_layout import open_pages
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            return any(tag in file.pages.first.tags for tag in GEO_TAGS)
-    except tifffile.TiffFileError as error:
-        raise SourceError(f"{path} is damaged: {error}; copy it again") from error
+    with open_pages(path) as file:
+        return any(tag in file.pages.first.tags for tag in GEO_TAGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +25,14 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 LARGEST_TILE = 1 << 30
 """Bytes that one decoded tile or strip may take."""
 
-JPEG_END = b"\xff\xd9"
+ENDED = (
+    tifffile.COMPRESSION.JPEG,
+    tifffile.COMPRESSION.JPEG2000,
+    tifffile.COMPRESSION.APERIO_JP2000_RGB,
+    tifffile.COMPRESSION.APERIO_JP2000_YCBC,
+)
+END = b"\xff\xd9"
+"""What JPEG and JPEG 2000 end with: ITU-T T.81, B.1.1.3; T.800, A.4.4."""
 
 COLOUR = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
@@ -86,20 +94,32 @@ def read_layout(path: str) -> TiffLayout:
     SourceError
         If it is no TIFF, is cut short, or holds what cannot be read in bounded memory.
     """
+    with open_pages(path) as file:
+        return _ome(file, path) if file.is_ome else _pyramid(file, path)
+
+
+@contextmanager
+def open_pages(path: str) -> Iterator[tifffile.TiffFile]:
+    """Open a TIFF file whose pages are all there.
+
+    Raises
+    ------
+    SourceError
+        If it is no TIFF or is cut short, also from inside the context.
+    """
     try:
         with tifffile.TiffFile(path) as file:
             if _breaks_off(file):
-                raise SourceError(
-                    f"{path} is cut short: its list of pages ends beyond it; copy it again"
-                )
-            return _ome(file, path) if file.is_ome else _pyramid(file, path)
+                raise SourceError(f"{path} is cut short: pages lie beyond its end; copy it again")
+            yield file
     except tifffile.TiffFileError as error:
         raise SourceError(f"{path} is damaged: {error}; copy it again") from error
 
 
 def _breaks_off(file: tifffile.TiffFile) -> bool:
-    """Whether the last page that is there points to another one."""
-    len(file.pages)  # finds them all
+    """Whether there is no page, or the last one that is there points to another."""
+    if not len(file.pages):
+        return True
     end = file.pages.next_page_offset
     if end is None:
         return False
@@ -224,15 +244,15 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[Any]]:
     """Return tifffile's decoder of a page.
 
     It passes the photometric interpretation on: old Aperio files hold RGB without the Adobe marker
-    that would tell libjpeg. A JPEG that breaks off is refused, where libjpeg makes the rest grey.
+    that would tell libjpeg. What breaks off is refused, where the codecs make the rest grey.
     """
     decode_page = page.decode
-    is_jpeg = page.compression == tifffile.COMPRESSION.JPEG
+    has_end = page.compression in ENDED
     tables = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
 
     def decode(data: bytes, index: int) -> NDArray[Any]:
-        if is_jpeg and not data.rstrip(b"\0").endswith(JPEG_END):
-            raise ValueError("JPEG data breaks off")
+        if has_end and not data.rstrip(b"\0").endswith(END):
+            raise ValueError("the data of the tile breaks off")
         decoded: NDArray[Any] | None = decode_page(data, index, **tables)[0]
         assert decoded is not None
         return np.asarray(decoded[0])
