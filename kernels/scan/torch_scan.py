@@ -105,20 +105,21 @@ def _advance(
     step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor | None, h: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Advance all chunks together; h is (b, chunk, d, n). Without C the outputs are empty."""
-    heads = step.shape[3] // B.shape[3]
+    channels = step.shape[3]
     tokens = range(step.shape[2])
     outputs = []
     for t in reversed(tokens) if reverse else tokens:
         step_t = step[:, :, t]
-        drive = (step_t * x[:, :, t])[..., None] * _spread(B[:, :, t], heads)
+        drive = (step_t * x[:, :, t])[..., None] * _spread(B[:, :, t], channels)
         h = torch.addcmul(drive, torch.exp(step_t[..., None] * A), h)
         if C is not None:
-            outputs.append((h * _spread(C[:, :, t], heads)).sum(-1))
+            outputs.append((h * _spread(C[:, :, t], channels)).sum(-1))
     if reverse:
         outputs.reverse()
     return torch.stack(outputs, 2) if outputs else x, h
 
 
-def _spread(weights: Tensor, heads: int) -> Tensor:
+def _spread(weights: Tensor, channels: int) -> Tensor:
     """Shape (b, chunk, g, n) to multiply (b, chunk, d, n)."""
-    return weights if weights.shape[2] == 1 else weights.repeat_interleave(heads, 2)
+    groups = weights.shape[2]
+    return weights if groups == 1 else weights.repeat_interleave(channels // groups, 2)

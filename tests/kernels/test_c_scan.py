@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gigavim.errors import KernelError
+from gigavim.kernels import scan_backend, selective_scan
+from gigavim.kernels.scan import c_scan, reference
+
+CPU = torch.backends.cpu.get_cpu_capability()
+needs_library = pytest.mark.skipif(
+    c_scan.unavailable() is not None, reason=str(c_scan.unavailable())
+)
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN, so that nothing unwritten passes for a result."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    """Look for the library again, before and after the test."""
+    c_scan._load.cache_clear()
+    yield
+    c_scan._load.cache_clear()
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler at install"
+)
+def test_an_install_with_a_compiler_scans_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GIGAVIM_SCAN", raising=False)
+    assert scan_backend("cpu", torch.float32).name == "c", c_scan.unavailable()
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"), [("AVX512", "avx512"), ("AVX2", "avx2"), ("DEFAULT", "generic")]
+)
+@pytest.mark.usefixtures("fresh_library")
+def test_each_build_is_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    target: str,
+    scan_inputs: Any,
+    differentiate: Any,
+    assert_near: Any,
+) -> None:
+    if capability not in {"AVX512": ("AVX512", "AVX2", "DEFAULT"), "AVX2": ("AVX2", "DEFAULT")}.get(
+        CPU, ("DEFAULT",)
+    ):
+        pytest.skip(f"this CPU has no {target}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    if c_scan.library_name() != target:
+        pytest.skip(f"not built for {target}: {c_scan.unavailable()}")
+    inputs = scan_inputs(2, 150, 37, 18, groups=1)
+    options = {"dt_softplus": True, "reverse": True}
+    expected = differentiate(reference.selective_scan, inputs, torch.float64, **options)
+    found = differentiate(c_scan.selective_scan, inputs, torch.float32, **options)
+    assert_near(found, expected, 1e-5)
+
+
+@needs_library
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("batch", "channels"), [(1, 3), (1, 100), (3, 100), (5, 7)])
+def test_the_number_of_threads_does_not_change_the_result(
+    batch: int, channels: int, scan_inputs: Any, differentiate: Any, assert_near: Any
+) -> None:
+    inputs = scan_inputs(batch, 70, channels, 4)
+    torch.set_num_threads(1)
+    alone = differentiate(c_scan.selective_scan, inputs, torch.float32, dt_softplus=True)
+    for threads in (2, 4, 7):
+        torch.set_num_threads(threads)
+        found = differentiate(c_scan.selective_scan, inputs, torch.float32, dt_softplus=True)
+        assert torch.equal(found["y"], alone["y"])
+        assert torch.equal(found["h"], alone["h"])
+        assert_near(found, alone, 1e-5)
+
+
+@needs_library
+def test_two_runs_give_the_same_bits(scan_inputs: Any, differentiate: Any) -> None:
+    inputs = scan_inputs(2, 200, 64, 16)
+    first, second = (
+        differentiate(c_scan.selective_scan, inputs, torch.float32, dt_softplus=True)
+        for _ in range(2)
+    )
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+
+
+@needs_library
+def test_gradients_may_come_from_the_state_alone(
+    scan_inputs: Any, differentiate: Any, assert_near: Any
+) -> None:
+    def state_twice(scan: Any) -> Any:
+        def run(**inputs: Any) -> Any:
+            _, h = scan(**inputs, dt_softplus=True)
+            return h, h
+
+        return run
+
+    # C and z have no part in the state.
+    inputs = scan_inputs(2, 70, 6, 3, bare=True)
+    C = inputs.pop("C")
+    expected = differentiate(
+        state_twice(lambda **x: reference.selective_scan(C=C, **x)), inputs, torch.float64
+    )
+    found = differentiate(
+        state_twice(lambda **x: c_scan.selective_scan(C=C.float(), **x)), inputs, torch.float32
+    )
+    assert_near(found, expected, 1e-5)
+
+
+@needs_library
+def test_gradients_of_gradients_are_refused(scan_inputs: Any) -> None:
+    leaves = {k: v.float().requires_grad_() for k, v in scan_inputs(1, 5, 4, 3).items()}
+    y, _ = c_scan.selective_scan(**leaves)
+    (gradient,) = torch.autograd.grad(y.square().sum(), leaves["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_without_a_library_pytorch_scans_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scan_inputs: Any
+) -> None:
+    move_to(tmp_path, monkeypatch)
+    for library in tmp_path.glob("*.so"):
+        library.unlink()
+    monkeypatch.delenv("GIGAVIM_SCAN", raising=False)
+    backend = scan_backend("cpu", torch.float32)
+    assert backend.name == "torch"
+    assert "not built; install gcc or clang" in backend.reason
+    y, _ = selective_scan(**{k: v.float() for k, v in scan_inputs(1, 5, 4, 3).items()})
+    assert y.isfinite().all()
+
+    monkeypatch.setenv("GIGAVIM_SCAN", "c")
+    with pytest.raises(KernelError, match="not built; install gcc or clang"):
+        scan_backend("cpu", torch.float32)
+
+
+@needs_library
+@pytest.mark.usefixtures("fresh_library")
+def test_a_library_of_other_sources_is_not_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    move_to(tmp_path, monkeypatch)
+    with (tmp_path / "scan.c").open("a") as file:
+        file.write("\n")
+    assert "not built from" in str(c_scan.unavailable())
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_library_that_does_not_load_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    move_to(tmp_path, monkeypatch)
+    for target in ("avx512", "avx2", "generic"):
+        library = tmp_path / f"libgigavim_scan-{target}.so"
+        library.unlink(missing_ok=True)
+        library.write_bytes(b"not a library")
+    assert "does not load" in str(c_scan.unavailable())
+
+
+def move_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the C scan look for its sources and libraries in a copy of its folder."""
+    shutil.copytree(Path(c_scan.__file__).parent, folder, dirs_exist_ok=True)
+    monkeypatch.setattr(c_scan, "__file__", os.fspath(folder / "c_scan.py"))
