@@ -48,17 +48,16 @@ def slide(write_slide: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def spoil() -> Callable[[Path, int], None]:
-    """Overwrite the second half of one tile or strip of a TIFF's first page."""
+def spoil() -> Callable[..., None]:
+    """Overwrite a tile or strip of a TIFF's first page with zeros, but for the share kept."""
 
-    def overwrite(path: Path, index: int) -> None:
+    def overwrite(path: Path, index: int, kept: float = 0.0) -> None:
         with tifffile.TiffFile(path) as file:
-            start, count = (
-                table[index]
-                for table in (file.pages.first.dataoffsets, file.pages.first.databytecounts)
-            )
+            page = file.pages.first
+            start, count = page.dataoffsets[index], page.databytecounts[index]
+        good = int(count * kept)
         with path.open("r+b") as raw:
-            raw.seek(start + count // 2)
-            raw.write(bytes(count - count // 2))
+            raw.seek(start + good)
+            raw.write(bytes(count - good))
 
     return overwrite

@@ -141,14 +141,19 @@ def test_a_real_slide_that_is_cut_short_is_refused(
         open_source(path)
 
 
-def test_many_threads_read_one_source_and_get_the_same(slide: Path, tmp_path: Path) -> None:
-    for path in (slide, scene(tmp_path / "scene.tif")):
-        source = open_source(path)
-        windows = [Window(y, x, 30, 30) for y in (0, 7, 20) for x in (0, 5, 20)] * 10
-        alone = [source.read_level(0, window).values for window in windows]
-        with ThreadPoolExecutor(8) as pool:
-            together = pool.map(lambda window: source.read_level(0, window).values, windows)
-            assert all(map(np.array_equal, alone, together))
+@pytest.mark.parametrize("kind", ["slide", "scene"])
+def test_many_threads_read_one_source_and_get_the_same(
+    slide: Path, tmp_path: Path, kind: str
+) -> None:
+    source = open_source(slide if kind == "slide" else scene(tmp_path / "scene.tif"))
+    windows = [Window(y, x, 30, 30) for y in (0, 7, 20) for x in (0, 5, 20)] * 10
+
+    def read(window: Window) -> NDArray[np.uint8]:
+        return source.read_level(0, window).values
+
+    alone = [read(window) for window in windows]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(map(np.array_equal, alone, pool.map(read, windows)))
 
 
 def test_a_source_pickles_with_its_options(slide: Path) -> None:

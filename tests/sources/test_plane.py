@@ -60,7 +60,7 @@ def whole(plane: Plane) -> Pixels:
 
 
 def overlaps(count: int, size: int, ratio: float) -> NDArray[np.float64]:
-    """How much of each of ``size`` pixels lies in each of ``count`` that are ``ratio`` times as long."""
+    """How much of each of ``size`` pixels lies in each of ``count`` pixels ``ratio`` as long."""
     low = np.arange(count)[:, None] * ratio
     pixel = np.arange(size)
     return np.clip(np.minimum(pixel + 1, low + ratio) - np.maximum(pixel, low), 0, None)
@@ -74,7 +74,7 @@ def test_a_pixel_is_the_mean_of_the_area_under_it(ratio_y: float, ratio_x: float
     rows = overlaps(plane.height, HEIGHT, ratio_y)
     columns = overlaps(plane.width, WIDTH, ratio_x)
     area = rows.sum(1)[:, None] * columns.sum(1)
-    expected = np.einsum("iy,yxb,jx->ijb", rows, image, columns) / area[..., None]
+    expected = np.einsum("iy,yxb,jx->ijb", rows, image, columns, optimize=True) / area[..., None]
     # Half of a pixel's area and less than a rounding error more may fall either way.
     share = area / (ratio_y * ratio_x)
     clear = np.abs(share - 0.5) > 1e-5

@@ -13,7 +13,6 @@ import tifffile
 import zarr
 
 from gigavim.errors import NoSpacingError
-from gigavim.geometry import Spacing
 from gigavim.sources import Plane, open_source
 from gigavim.sources.file_source import Options
 from gigavim.sources.openslide_source import open_with_openslide

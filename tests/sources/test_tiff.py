@@ -139,12 +139,13 @@ def test_a_tile_that_was_never_written_is_not_valid_and_no_error(
     assert pixels.valid.sum() == 500 * 700 - 128 * 128
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.95])
 def test_a_tile_that_cannot_be_decoded_is_masked_and_named_and_the_others_are_read(
-    write_slide: Callable[..., Path], spoil: Callable[[Path, int], None]
+    write_slide: Callable[..., Path], spoil: Callable[..., None], kept: float
 ) -> None:
     good = open_source(write_slide("good.svs")).read_level(0, WHOLE)
     bad = write_slide("bad.svs")
-    spoil(bad, 8)
+    spoil(bad, 8, kept)
     source = open_source(bad)
     pixels = source.read_level(0, WHOLE)
     place = np.s_[128:256, 256:384]
@@ -165,12 +166,12 @@ def test_a_tile_that_cannot_be_decoded_is_masked_and_named_and_the_others_are_re
 def test_every_codec_names_what_it_cannot_decode(
     tmp_path: Path,
     photo: NDArray[np.uint8],
-    spoil: Callable[[Path, int], None],
+    spoil: Callable[..., None],
     compression: str,
 ) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, photo, photometric="rgb", tile=(128, 128), compression=compression)
-    spoil(path, 0)
+    spoil(path, 0, kept=0.5)
     errors = open_source(path).read_level(0, WHOLE).errors
     assert [type(error) for error in errors] == [ReadError]
     assert errors[0].window == Window(0, 0, 128, 128)
