@@ -95,14 +95,13 @@ def test_a_slide_and_its_dicom_twin_are_one_image(shared: Path) -> None:
     twin = open_source(min((slides / "CMU-1-Small-Region-dicom").iterdir()))
     assert (one.reader, twin.reader) == ("tifffile", "openslide")
     assert (one.levels, one.bands) == (twin.levels, twin.bands)
-    # The twin was compressed once more: alike on average, and more than when shifted by a pixel.
-    window, shifted = Window(1000, 900, 400, 400), Window(1000, 901, 400, 400)
-    image = twin.read_level(0, window).values.astype(int)
-    gap, gap_shifted = (
-        np.abs(one.read_level(0, place).values - image).mean() for place in (window, shifted)
-    )
-    assert gap < 6
-    assert gap < gap_shifted
+    # The twin was compressed once more: it is alike, and less so by far when a pixel off.
+    image = twin.read_level(0, Window(1000, 900, 400, 400)).values.astype(int)
+    gaps = [
+        np.abs(one.read_level(0, Window(y, x, 400, 400)).values - image).mean()
+        for y, x in ((1000, 900), (999, 900), (1001, 900), (1000, 899), (1000, 901))
+    ]
+    assert 2 * gaps[0] < min(gaps[1:])
 
 
 def test_no_pixel_depends_on_the_window_even_between_level_0_pixels(shared: Path) -> None:
