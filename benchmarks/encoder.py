@@ -38,6 +38,8 @@ class Case:
 @dataclass(frozen=True)
 class Result(Case):
     seconds: float
+    cpu_s: float
+    """Of all threads, over which other work on the machine has less power."""
     tokens_per_s: float
     peak_mib: float
     """Above what the model and the tokens given took."""
@@ -52,10 +54,11 @@ def measure(case: Case, repeats: int) -> Result:
         run = _prepared(case, encoder.embed, encoder.mix)
         encoder.mix(torch.randn(1, 64, encoder.config.width))  # loads what is loaded on first use
         with PeakMemory() as peak:
-            seconds = min(_timed(run) for _ in range(repeats))
+            seconds, cpu_s = min(_timed(run) for _ in range(repeats))
     return Result(
         **asdict(case),
         seconds=round(seconds, 3),
+        cpu_s=round(cpu_s, 3),
         tokens_per_s=round(case.tokens / seconds),
         peak_mib=round(peak.mib),
         scan=scan_backend("cpu", torch.float32).name,
@@ -74,10 +77,10 @@ def _prepared(
     return lambda: mix(tokens, chunk=case.chunk)
 
 
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _timed(run: Callable[[], object]) -> tuple[float, float]:
+    start, cpu_start = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 class PeakMemory:
