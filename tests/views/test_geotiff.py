@@ -64,8 +64,15 @@ def test_a_class_map_is_tiled_compressed_and_has_overviews(
         assert raster.overviews(1) == [2, 4]
     with rasterio.open(path, overview_level=0) as overview:
         half = overview.read(1)
-    # Classes are counted, never averaged, and stay in their place.
     np.testing.assert_array_equal(half, labels[::2, ::2])
+
+
+def test_overviews_hold_classes_and_not_their_mean(tmp_path: Path) -> None:
+    stripes = np.resize(np.array([1, 1, 1, 3, 3, 3], np.uint8), (600, 600))
+    path = tmp_path / "map.tif"
+    write_class_geotiff(path, stripes, SCENE, (*NAMES, "soil"), (*COLOURS, (1, 2, 3)))
+    with rasterio.open(path, overview_level=0) as overview:
+        assert set(np.unique(overview.read(1))) == {1, 3}
 
 
 def test_a_map_without_a_crs_is_refused(tmp_path: Path, labels: NDArray[np.uint8]) -> None:
