@@ -30,22 +30,22 @@ def write_class_geotiff(
     labels
         Class of each cell, shape (rows, columns); 0 is background and written as nodata.
     registration
-        Where the cells lie, in a CRS.
+        Where the cells lie; the file says as much of the CRS as this does.
     names, colours
         Of the classes 1, 2, ...
 
     Raises
     ------
     ValueError
-        If the image has no CRS.
+        If the image has no transform.
     StoreError
         If the file cannot be written; what stood there before stays.
     """
     import rasterio
     from rasterio.io import MemoryFile
 
-    if registration.crs is None or registration.cell_transform is None:
-        raise ValueError("a GeoTIFF needs a CRS and a transform")
+    if registration.cell_transform is None:
+        raise ValueError("a GeoTIFF needs a transform to place it with")
     path = Path(path)
     height, width = labels.shape
     # In memory first: GDAL's own writing says nothing useful about a full disk.

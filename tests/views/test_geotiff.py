@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -75,9 +76,17 @@ def test_overviews_hold_classes_and_not_their_mean(tmp_path: Path) -> None:
         assert set(np.unique(overview.read(1))) == {1, 3}
 
 
-def test_a_map_without_a_crs_is_refused(tmp_path: Path, labels: NDArray[np.uint8]) -> None:
+def test_a_map_in_an_unnamed_crs_keeps_its_place(tmp_path: Path, labels: NDArray[np.uint8]) -> None:
+    path = tmp_path / "map.tif"
+    write_class_geotiff(path, labels, replace(SCENE, crs=None), NAMES, COLOURS)
+    with rasterio.open(path) as raster:
+        assert raster.crs is None
+        assert raster.transform == rasterio.Affine(160, 0, 5e5, 0, -160, 6e6)
+
+
+def test_a_map_that_lies_nowhere_is_refused(tmp_path: Path, labels: NDArray[np.uint8]) -> None:
     slide = Registration(16.0, 16.0, Spacing(0.5, 0.5, "µm", "test"))
-    with pytest.raises(ValueError, match="CRS"):
+    with pytest.raises(ValueError, match="transform"):
         write_class_geotiff(tmp_path / "map.tif", labels, slide, NAMES, COLOURS)
 
 
