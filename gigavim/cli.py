@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -44,7 +46,7 @@ class Sample(StrEnum):
 
 Order = StrEnum("Order", {name: name for name in ORDERS})  # type: ignore[misc]
 
-Images = Annotated[list[str], typer.Argument(help="Slides and scenes: files or folders.")]
+Images = Annotated[list[str], typer.Argument(help="Slides and scenes: files, or OME-Zarr folders.")]
 Model_ = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A model of `gigavim models`, or a file of weights."),
@@ -177,22 +179,22 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show what an image is, and what a run would read: tokens, memory, time."""
-    from gigavim.pipelines.console import print_facts
+    from gigavim.pipelines.console import print_description
     from gigavim.pipelines.inspect import describe
 
     config = _config(model, spacing, source_spacing, bands, mode, mask=mask, no_mask=no_mask)
     facts = _or_one_line(lambda: describe(image, config), debug=debug)
-    _print_json(facts) if as_json else print_facts(facts)
+    _print_json(facts) if as_json else print_description(facts)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show versions, devices, which kernel will be used, what is missing and its fix."""
-    from gigavim.pipelines.console import print_facts
+    from gigavim.pipelines.console import print_checkup
     from gigavim.pipelines.inspect import checkup
 
     facts = checkup()
-    _print_json(facts) if as_json else print_facts(facts)
+    _print_json(facts) if as_json else print_checkup(facts)
 
 
 @app.command()
@@ -219,12 +221,19 @@ def sample(
 
     if real and kind is Sample.scene:
         _fail(GigavimError("--real fetches a slide; there is no real scene to fetch"), code=2)
-    make = fetch_slide if real else {Sample.slide: make_slide, Sample.scene: make_scene}[kind]
-    print(_or_one_line(lambda: make(out), debug=debug))
+    if real:
+        make: Callable[[Path], None] = fetch_slide
+    else:
+        make = make_slide if kind is Sample.slide else make_scene
+    _or_one_line(lambda: make(out), debug=debug)
+    print(out)
 
 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr."""
+    # Readers and encoder share the cores: a thread that spins while it waits for others keeps them
+    # from what they are waiting for. OpenMP reads this when PyTorch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
@@ -243,7 +252,7 @@ def _config(
 ) -> RunConfig:
     return RunConfig(
         model=model,
-        mode=mode.value,  # type: ignore[arg-type]
+        mode=mode.value,
         spacing=spacing,
         source_spacing=None if source_spacing is None else (source_spacing, source_spacing),
         bands=None if bands is None else tuple(band.strip() for band in bands.split(",")),
