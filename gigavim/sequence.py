@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gigavim.geometry import Block, Grid
+from gigavim.geometry import Grid
 from gigavim.orders import Order, order_index
 
 
@@ -92,20 +92,6 @@ class PatchSequence:
         layout = np.full((*self.grid.shape, *values.shape[1:]), fill, values.dtype)
         layout[self.index[:, 0], self.index[:, 1]] = values
         return layout
-
-    def positions_in(self, block: Block) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-        """Find the patches of a block.
-
-        Returns
-        -------
-        positions
-            In the sequence, of the k patches to read, row by row, shape (k,).
-        inside
-            Their rows and columns counted from the corner of the block, shape (k, 2).
-        """
-        positions = self._position[block.slices]
-        inside = np.argwhere(positions >= 0)
-        return positions[inside[:, 0], inside[:, 1]], inside
 
     def positions_of(self, index: NDArray[np.integer]) -> NDArray[np.int32]:
         """Find where patches are in the sequence.

@@ -88,16 +88,14 @@ def test_tile_major_order_fills_a_square_before_the_next_in_raster_order() -> No
         assert inside.tolist() == sorted(inside.tolist())
 
 
-@given(masks, orders, sides, sides)
-def test_blocks_find_every_position_once_and_where_it_lies(mask, order, rows, columns) -> None:
+@given(masks, orders)
+def test_positions_are_those_of_the_patches_and_minus_1_elsewhere(mask, order) -> None:
     sequence = sequence_of(mask, order)
-    found = np.zeros(len(sequence), int)
-    for block in sequence.grid.blocks(rows, columns):
-        positions, inside = sequence.positions_in(block)
-        found[positions] += 1
-        corner = np.array([block.row, block.column])
-        assert np.array_equal(sequence.index[positions], inside + corner)
-    assert (found == 1).all()
+    assert np.array_equal(sequence.positions_of(sequence.index), np.arange(len(sequence)))
+    assert (sequence.positions_of(np.argwhere(~mask)) == -1).all()
+    rows, columns = mask.shape
+    beyond = np.array([(-1, 0), (0, -1), (rows, 0), (0, columns), (-rows, -columns)])
+    assert (sequence.positions_of(beyond) == -1).all()
 
 
 @given(masks, st.integers(1, 50))

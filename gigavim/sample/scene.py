@@ -87,15 +87,18 @@ def make_scene(path: Path, *, shape: tuple[int, int] = (2600, 3000)) -> None:
                     image.update_tags(
                         number, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=f"{centre_nm / 1000:.3f}"
                     )
-            copy(
-                memory.name,
-                unfinished,
-                driver="COG",
-                compress="DEFLATE",
-                predictor="YES",
-                overview_resampling="AVERAGE",
-                num_threads="ALL_CPUS",
-            )
+            with MemoryFile() as packed:
+                copy(
+                    memory.name,
+                    packed.name,
+                    driver="COG",
+                    compress="DEFLATE",
+                    predictor="YES",
+                    overview_resampling="AVERAGE",
+                    num_threads="ALL_CPUS",
+                )
+                # GDAL would not say in a way that one can catch why a disk refuses.
+                unfinished.write_bytes(packed.getbuffer())
 
 
 def _counts(land: Land, band: int, rng: np.random.Generator) -> NDArray[np.uint16]:

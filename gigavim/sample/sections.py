@@ -32,9 +32,9 @@ class Section:
 
 
 SECTIONS = (
-    Section(0.48, 0.38, 0.20, 0.39, 60, "wall"),
+    Section(0.48, 0.35, 0.20, 0.37, 62, "wall"),
     Section(0.30, 0.92, 0.20, 0.24, -20, "tumour"),
-    Section(0.80, 0.98, 0.10, 0.21, 12, "pale"),
+    Section(0.80, 1.01, 0.10, 0.19, 12, "pale"),
     Section(0.08, 0.66, 0.025, 0.05, 30, "pale"),
     Section(0.93, 0.63, 0.02, 0.035, -40, "tumour"),
 )
