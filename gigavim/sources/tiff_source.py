@@ -24,7 +24,7 @@ from gigavim.sources.spacing import MICROMETRE, user_spacing
 from gigavim.sources.tiff_layout import Tiles, read_layout
 
 DECODE_ERRORS = (RuntimeError, ValueError, OSError)
-"""What imagecodecs and tifffile raise on bytes that they cannot decode."""
+"""What imagecodecs and tifffile raise on bytes that they cannot decode, and disks that fail."""
 
 
 class ByteFile:
@@ -73,15 +73,15 @@ class TiffSource(FileSource):
                 continue
             for index, place in tiles.under(window):
                 position = tiles.first + index
-                start = time.perf_counter()
-                data = self.files.get().read(tiles.offsets[position], tiles.counts[position])
-                read_s += time.perf_counter() - start
                 _, there = _overlap(place, window)
-                if not data:
+                if not tiles.counts[position]:
                     # Never written: a hole in a sparse file, not a fault.
                     valid[there] = False
                     continue
+                start = time.perf_counter()
                 try:
+                    data = self.files.get().read(tiles.offsets[position], tiles.counts[position])
+                    read_s += time.perf_counter() - start
                     decoded = tiles.decode(data, position)
                 except DECODE_ERRORS as error:
                     valid[there] = False
