@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gigavim.errors import SourceError
 from gigavim.geometry import Grid, Window
 from gigavim.masks import Mask, covered, read_mask
 from gigavim.sources.plane import Plane
@@ -30,28 +31,36 @@ def foreground(
     Parameters
     ----------
     mask
-        A file that says where, see `read_mask`; the tissue of a slide, the valid data of a scene if
-        None.
+        A file that says where, see `read_mask`. If None: the tissue of a slide; the valid data of a
+        scene, without what is 0 in each of several bands.
     read_all
         Every patch, without looking.
 
     Returns
     -------
     foreground
-        Shape (rows, columns); all False if nothing was found. What cannot be decoded is taken as
-        foreground, so that the run meets it again and reports it.
+        Shape (rows, columns); all False if no tissue or data was found. What cannot be decoded is
+        taken as foreground, so that the run meets it again and reports it.
 
     Raises
     ------
     SourceError
-        If the image or the mask cannot be read.
+        If the image or the mask cannot be read, or the mask covers nothing.
     """
     if read_all:
         return np.ones(grid.shape, np.bool_)
     if mask is not None:
-        return covered(read_mask(mask, source, grid), grid)
+        found = covered(read_mask(mask, source, grid), grid)
+        if not found.any():
+            finest = source.levels[0]
+            raise SourceError(
+                f"{mask}: the mask covers no patch of {source.path} "
+                f"({finest.width} x {finest.height} pixels); draw it in pixels of level 0, "
+                "or in the CRS of the scene"
+            )
+        return found
     pixels, ratio_y, ratio_x = thumbnail(source, _side(source))
-    found = pixels.valid if source.kind == "scene" else tissue(pixels)
+    found = _data(pixels) if source.kind == "scene" else tissue(pixels)
     unknown = _unreadable(source, pixels.errors, found.shape, ratio_y, ratio_x)
     return covered(Mask(found | unknown, ratio_y, ratio_x), grid)
 
@@ -89,6 +98,16 @@ def thumbnail(source: Source, max_side: int = 2048) -> tuple[Pixels, float, floa
         errors.extend(piece.errors)
         read_s += piece.read_s
     return Pixels(values, valid, tuple(dict.fromkeys(errors)), read_s), ratio, ratio
+
+
+def _data(pixels: Pixels) -> NDArray[np.bool_]:
+    """Find what a sensor saw: valid pixels, but for those that are 0 in each of several bands.
+
+    Many products fill the border of their swath so and declare no nodata value.
+    """
+    if pixels.values.shape[2] == 1:
+        return pixels.valid
+    return np.asarray(pixels.valid & pixels.values.any(axis=2), np.bool_)
 
 
 def _side(source: Source) -> int:

@@ -64,7 +64,7 @@ def read_mask(path: str, source: Source, grid: Grid) -> Mask:
     Raises
     ------
     SourceError
-        If the file cannot be read or holds no polygon.
+        If the file cannot be read, holds no polygon, or is an image of other proportions.
     """
     if not Path(path).is_file():
         raise SourceError(f"{path}: no such mask; pass a GeoJSON, PNG or TIFF file to --mask")
@@ -147,6 +147,7 @@ def _image_mask(path: str, source: Source, grid: Grid) -> Mask:
                         resampling=Resampling.nearest,
                     )
                     return Mask(values > 0, ratio_y, ratio_x)
+                _check_proportions(path, image.shape, source)
                 # A mask as large as the slide itself is thinned while it is read.
                 part = max(1.0, max(image.shape) / 8192)
                 found = _any_band(image, (round(image.height / part), round(image.width / part)))
@@ -156,6 +157,18 @@ def _image_mask(path: str, source: Source, grid: Grid) -> Mask:
         ) from error
     finest = source.levels[0]
     return Mask(found, finest.height / found.shape[0], finest.width / found.shape[1])
+
+
+def _check_proportions(path: str, shape: tuple[int, int], source: Source) -> None:
+    """Refuse an image that would be stretched by more than rounding explains."""
+    height, width = shape
+    finest = source.levels[0]
+    fitting = finest.height * width / finest.width
+    if abs(height - fitting) > max(1.5, 0.02 * fitting):
+        raise SourceError(
+            f"{path}: the mask has {width} x {height} pixels, other proportions than the "
+            f"{finest.width} x {finest.height} of {source.path}; export it over the whole image"
+        )
 
 
 def _any_band(image: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:

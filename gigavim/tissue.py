@@ -18,7 +18,7 @@ def tissue(pixels: Pixels) -> NDArray[np.bool_]:
 
     Brightfield, where 1 % of the pixels or more are light, or few are dark: colours are smoothed by
     one pixel, which quiets sensor and JPEG noise, and balanced to the background if a light one is
-    there. Tissue is more saturated than Otsu's threshold, which is held between 0.04 and 0.08:
+    there. Tissue is more saturated than Otsu's threshold, which is held between 0.04 and 0.05:
     below lies the noise of an empty slide, and above it would part strong tissue from faint, or
     split a slide that is all tissue. Black scanner borders are left out.
 
@@ -89,7 +89,7 @@ def _saturated(colours: NDArray[np.float32], usable: NDArray[np.bool_]) -> NDArr
     # A grey slide has no saturation; how much darker than the background it is says the same.
     white = background.max() if smooth.shape[2] == 1 else top
     saturation = (white - smooth.min(axis=2)) / np.maximum(white, 1)
-    level = min(max(_otsu(saturation[usable]), 0.04), 0.08)
+    level = min(max(_otsu(saturation[usable]), 0.04), 0.05)
     return np.asarray(usable & (saturation > level), np.bool_)
 
 

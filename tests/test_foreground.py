@@ -102,7 +102,7 @@ PART = (slice(60, 200), slice(100, 260))
     ("background", "colour"),
     [
         (243, PINK),
-        (243, np.array([236, 214, 226])),
+        (243, np.array([238, 222, 232])),
         (200, np.array([170, 120, 150])),
         (np.array([243, 240, 226]), PINK),
         (243, np.array([80, 50, 120])),
@@ -266,6 +266,15 @@ def test_foreground_of_a_scene_is_its_valid_data() -> None:
     assert np.array_equal(mask, expected)
 
 
+@pytest.mark.parametrize(("bands", "share"), [(1, 1.0), (3, 0.6)])
+def test_pixels_of_a_scene_that_are_0_in_all_of_several_bands_are_a_border(bands, share) -> None:
+    values = np.ones((320, 480, bands), np.uint16)
+    values[:, :192] = 0
+    values[160:, 192:, 1:] = 0
+    source = Memory(values, "scene")
+    assert foreground(source, Grid.over(320, 480, patch=32)).mean() == share
+
+
 def test_reading_all_asks_for_no_pixel() -> None:
     source = Memory(np.zeros((64, 64, 3), np.uint8))
     assert foreground(source, Grid.over(64, 64, patch=16), read_all=True).all()
@@ -370,6 +379,25 @@ def test_a_georeferenced_mask_is_aligned_to_the_scene(tmp_path: Path, epsg: int)
         image.write(values, 1)
     mask = foreground(scene(), GRID, mask=str(path))
     assert (mask != SQUARES).sum() == 0
+
+
+def test_a_mask_that_lies_beside_the_image_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mask.geojson"
+    path.write_text(json.dumps(ring(900, 64, 1256, 224)))
+    with pytest.raises(SourceError, match=r"covers no patch of memory \(480 x 320") as caught:
+        foreground(Memory(np.zeros((320, 480, 3), np.uint8)), GRID, mask=str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(480, 320), (100, 170)])
+def test_a_plain_image_of_other_proportions_is_refused(tmp_path: Path, shape) -> None:
+    from PIL import Image
+
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.ones(shape, np.uint8)).save(path)
+    with pytest.raises(SourceError, match="other proportions than the 480 x 320") as caught:
+        foreground(Memory(np.zeros((320, 480, 3), np.uint8)), GRID, mask=str(path))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
