@@ -93,7 +93,7 @@ def lay_out(rows: int, columns: int, rng: np.random.Generator) -> Layout:
                 wanted = np.where(nests > 1.2, GLANDS, STROMA)
         here = inside > edge
         edge[here], texture[here] = inside[here], wanted[here]
-        strength[here] = 0.35 if section.kind == "pale" else 1.0
+        strength[here] = 0.4 if section.kind == "pale" else 1.0
     # Vessels and clefts are empty; they lie in the loose tissue.
     edge = np.where(texture == STROMA, np.minimum(edge, 90 * (2.2 - noise(0.015))), edge)
     uneven = 1 + 0.1 * np.stack([noise(0.2), noise(0.2)])
