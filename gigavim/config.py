@@ -15,7 +15,7 @@ class RunConfig:
     """Everything that decides the result. It is stored with it, and a resumed run must match it."""
 
     model: str | None = None
-    """A shipped model's name or a file of weights; the shipped one for the kind of image if None."""
+    """A shipped model's name or a file; the shipped one for the kind of image if None."""
     mode: Mode = "whole"
     """``whole``: the image is one sequence. ``tiles``: each tile is a short sequence of its own."""
     spacing: float | None = None

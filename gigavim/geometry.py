@@ -1,13 +1,13 @@
 """Where things are; reads no pixel.
 
-Three planes, each with half-open integer windows, (y, x) order and its origin at the image's top-left
-corner:
+Three planes, each with half-open integer windows, (y, x) order and its origin at the image's
+top-left corner:
 
 - level-0 pixels: the finest level of the source;
 - level pixels: one level of the pyramid, ``downsample`` level-0 pixels to the side;
-- target pixels: the whole image resampled to the spacing that was asked for. Target pixel ``(i, j)``
-  covers level-0 rows ``[i * ratio.y, (i + 1) * ratio.y)`` and columns alike, whichever window reads it,
-  so no reading depends on how it was cut.
+- target pixels: the whole image resampled to the spacing that was asked for. Target pixel
+  ``(i, j)`` covers level-0 rows ``[i * ratio_y, (i + 1) * ratio_y)`` and columns alike, whichever
+  window reads it, so no reading depends on how it was cut.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Level:
 def level_downsample(size_level0: int, size: int) -> float:
     """Return how many level-0 pixels one level pixel covers along an axis.
 
-    Writers halve and round: 2967 rows become 741, and each still covers exactly 4. Dividing the sizes
-    would give 4.004 and shift the far edge by three pixels, so a whole factor is taken when rounding
-    explains the size; a power of two before any other.
+    Writers halve and round: 2967 rows become 741, and each still covers exactly 4. Dividing the
+    sizes would give 4.004 and shift the far edge by three pixels, so a whole factor is taken when
+    rounding explains the size; a power of two before any other.
 
     >>> level_downsample(2967, 741)
     4.0
@@ -89,8 +89,8 @@ class Window:
 class Grid:
     """All patches of a source at one spacing, in rows and columns.
 
-    A patch is ``patch`` target pixels to the side and patches start every ``stride`` target pixels from
-    the top-left corner. The last row and column may reach beyond the image.
+    A patch is ``patch`` target pixels to the side and patches start every ``stride`` target pixels
+    from the top-left corner. The last row and column may reach beyond the image.
     """
 
     rows: int

@@ -1,7 +1,7 @@
 """From a plane's pixels to normalised patches, a block of the grid at a time.
 
-Pixels are read in blocks, since a row of patches across a slide would decode each file tile many times
-over. A block's patches need not be neighbours in the sequence: `embed` treats each patch alone.
+Pixels are read in blocks, since a row of patches across a slide would decode each file tile many
+times over. A block's patches need not be neighbours in the sequence: `embed` treats each alone.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def foreground_blocks(grid: Grid, foreground: NDArray[np.bool_], side: int) -> I
 def tile_blocks(
     grid: Grid, foreground: NDArray[np.bool_], side: int, tile: int
 ) -> Iterator[PatchBlock]:
-    """Cut a grid in blocks of whole tiles, those with any foreground, each tile with all its patches.
+    """Cut a grid in blocks of whole tiles, those with any foreground, with all their patches.
 
     Parameters
     ----------
@@ -135,8 +135,8 @@ def tile_blocks(
     Yields
     ------
     block
-        Its cells are tile after tile, ``tile * tile`` to each, row-major inside. Tiles at the rim reach
-        beyond the grid; their patches there come back as not valid.
+        Its cells are tile after tile, ``tile * tile`` to each, row-major inside. Tiles at the rim
+        reach beyond the grid; their patches there come back as not valid.
     """
     number = 0
     inside = np.indices((tile, tile), np.int32).reshape(2, -1).T

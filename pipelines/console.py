@@ -78,38 +78,69 @@ def print_summary(summary: Summary) -> None:
         return
     begun = "resumed and finished" if summary.resumed else "done"
     print(f"{summary.image}: {begun} in {_seconds(summary.seconds)}")
-    lines = {
-        "read": f"{summary.tokens:,} patches at {_spacing(summary)}, from "
-        f"{summary.megapixels:,.0f} megapixels",
-        "problems": _problems(summary),
-        "classes": ", ".join(f"{name} {share:.0%}" for name, share in summary.classes.items()),
-        "time": ", ".join(f"{stage} {_seconds(s)}" for stage, s in summary.stages.items()),
-        "memory": f"peak {summary.peak_memory_bytes / 2**20:,.0f} MiB",
-        "store": summary.store,
-        "picture": summary.overlay,
-        "map": summary.geotiff,
-    }
-    for name, text in lines.items():
-        if text:
-            print(f"  {name:<9}{text}")
+    assert summary.spacing is not None
+    assert summary.unit is not None
+    _print_lines(
+        {
+            "read": f"{summary.tokens:,} patches at {_spacing(summary.spacing, summary.unit)}, "
+            f"from {summary.megapixels:,.0f} megapixels",
+            "problems": _problems(summary),
+            "classes": ", ".join(f"{name} {share:.0%}" for name, share in summary.classes.items()),
+            "time": ", ".join(f"{stage} {_seconds(s)}" for stage, s in summary.stages.items()),
+            "memory": f"peak {_bytes(summary.peak_memory_bytes)}",
+            "store": summary.store,
+            "picture": summary.overlay,
+            "map": summary.geotiff,
+        }
+    )
 
 
-def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
-    """Print nested facts, one a line."""
-    pad = "  " * indent
-    for name, value in facts.items():
-        label = name.replace("_", " ")
-        if isinstance(value, Mapping):
-            print(f"{pad}{label}")
-            print_facts(value, indent + 1)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            print(f"{pad}{label}")
-            for item in value:
-                print(
-                    f"{pad}  " + "  ".join(_text(key, each) for key, each in item.items() if each)
-                )
-        elif value not in (None, "", []):
-            print(f"{pad}{label:<{24 - len(pad)}}{_text(name, value)}")
+def print_description(facts: Mapping[str, Any]) -> None:
+    """Print what an image is, and what a run would read."""
+    size, own, run = facts["size"], facts["spacing"], facts["run"]
+    print(f"{facts['image']}: {facts['kind']}, read by {facts['reader']}")
+    _print_lines(
+        {
+            "size": f"{size['width']:,} x {size['height']:,} px, "
+            f"{size['megapixels']:,.0f} megapixels",
+            "spacing": own
+            and f"{_spacing((own['y'], own['x']), own['unit'])}, from {own['taken_from']}",
+            "crs": facts["crs"],
+            "levels": ", ".join(
+                f"{level['width']:,} x {level['height']:,}" for level in facts["levels"]
+            ),
+            "bands": f"{', '.join(facts['bands'])} ({facts['dtype']})",
+            **facts["metadata"],
+        }
+    )
+    if "not_possible" in run:
+        print(f"It cannot be run: {run['not_possible']}")
+        return
+    print(f"A run with {run['model']}, {run['mode']}, at {_spacing(run['spacing'], run['unit'])}")
+    _print_lines(
+        {
+            "reads": f"{run['patches']:,} patches, {run['foreground_share']:.0%} of the image, "
+            f"from {run['megapixels']:,.0f} megapixels of level {run['level_read']}",
+            "encodes": f"{run['tokens']:,} tokens",
+            "memory": f"about {_bytes(run['memory_bytes'])}",
+            "time": f"about {_seconds(run['seconds'])}",
+        }
+    )
+
+
+def print_checkup(facts: Mapping[str, Any]) -> None:
+    """Print what is installed, what will be used, and what is missing."""
+    print(f"gigavim {facts['gigavim']} on Python {facts['python']}, {facts['platform']}")
+    _print_lines({**facts["packages"], **facts["libraries"]})
+    for device in facts["devices"]:
+        print(f"device {device['name']}: {device['what']}, {_bytes(device['memory_bytes'])}")
+    for kernel in facts["kernels"]:
+        print(f"scan on {kernel['device']}: {kernel['scan']}, {kernel['reason']}")
+    print(f"models: {', '.join(facts['models']) or 'none'}")
+    for item in facts["missing"]:
+        print(f"missing: {item['what']}; {item['fix']}")
+    if not facts["missing"]:
+        print("nothing is missing")
 
 
 def print_models(listed: Sequence[Mapping[str, Any]]) -> None:
@@ -122,29 +153,22 @@ def print_models(listed: Sequence[Mapping[str, Any]]) -> None:
                 print(f"{'':<16}{line}")
 
 
-def _text(name: str, value: Any) -> str:
-    """Render a value with the unit that its name says."""
-    if isinstance(value, list):
-        return ", ".join(_text(name, item) for item in value)
-    if name.endswith("_bytes"):
-        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-    if name == "seconds":
-        return _seconds(value)
-    if name.endswith("share"):
-        return f"{value:.0%}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(value)
+def _print_lines(lines: Mapping[str, str | None]) -> None:
+    """Print names and what there is to say of them, in two columns."""
+    width = 2 + max(len(name) for name in lines)
+    for name, text in lines.items():
+        if text:
+            print(f"  {name:<{width}}{text}")
 
 
-def _spacing(summary: Summary) -> str:
-    if summary.spacing is None:
-        return "their own spacing"
-    y, x = summary.spacing
-    size = f"{x:.4g}" if abs(y - x) <= 1e-3 * x else f"{y:.4g} x {x:.4g}"
-    return f"{size} {summary.unit}/px"
+def _spacing(spacing: Sequence[float], unit: str) -> str:
+    y, x = spacing
+    size = f"{x:.4g}" if abs(y - x) <= 1e-3 * x else f"{x:.4g} x {y:.4g}"
+    return f"{size} {unit}/px"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _problems(summary: Summary) -> str:

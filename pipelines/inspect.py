@@ -59,11 +59,12 @@ def describe(path: str, config: RunConfig) -> dict[str, Any]:
         ],
         "metadata": source.metadata,
     }
+    started = time.perf_counter()
     try:
         plan = make_plan(set_up(path, config))
     except GigavimError as error:
         return facts | {"run": {"not_possible": str(error)}}
-    return facts | {"run": _forecast(plan, Resources())}
+    return facts | {"run": _forecast(plan, Resources(), time.perf_counter() - started)}
 
 
 def checkup() -> dict[str, Any]:
@@ -131,7 +132,7 @@ def describe_models() -> list[dict[str, Any]]:
     return listed
 
 
-def _forecast(plan: Plan, resources: Resources) -> dict[str, Any]:
+def _forecast(plan: Plan, resources: Resources, planning_s: float) -> dict[str, Any]:
     """Say what a run would read, and estimate time and memory by reading and encoding one block."""
     setup, tokens = plan.setup, len(plan.sequence)
     encoder = setup.model.encoder
@@ -166,7 +167,7 @@ def _forecast(plan: Plan, resources: Resources) -> dict[str, Any]:
         "tokens": plan.tokens,
         "megapixels": plan.megapixels,
         "memory_bytes": psutil.Process().memory_info().rss + waiting + held + working,
-        "seconds": max(read_s, per_token * beside) + per_token * after,
+        "seconds": planning_s + max(read_s, per_token * beside) + per_token * after,
     }
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A machine that is busy with something else is no fault of the code.
+hypothesis.settings.register_profile("gigavim", deadline=None)
+hypothesis.settings.load_profile("gigavim")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -288,7 +288,9 @@ def test_bands_are_found_by_name_and_missing_ones_named(
 ) -> None:
     store = tmp_path / "scene.gigavim.zarr"
     config = RunConfig(model=str(scene_model), bands=("nir", "red", "swir1"))
-    with pytest.raises(GigavimError, match=r"no band 'swir1'; it has 1 blue, 2 green, 3 red, 4 nir"):
+    with pytest.raises(
+        GigavimError, match=r"no band 'swir1'; it has 1 blue, 2 green, 3 red, 4 nir"
+    ):
         run_image(str(scene), store, config, CPU)
     shuffled = RunConfig(model=str(scene_model), bands=("nir", "red", "green", "blue"))
     plain = tmp_path / "plain.gigavim.zarr"
