@@ -229,7 +229,7 @@ def test_ctrl_c_stops_in_one_line_and_the_same_command_continues(
     arguments = ("run", slide, "-m", model, "-o", tmp_path / "out", "--readers", "1")
     process = _command(*arguments)
     state = tmp_path / "out/large.gigavim.zarr/state"
-    while process.poll() is None and not [f for f in state.glob("*") if f.suffix != ".partial"]:
+    while process.poll() is None and not list(state.glob("*.npz")):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
