@@ -143,6 +143,16 @@ class Grid:
         """Width of one grid cell, in level-0 pixels."""
         return self.stride * self.ratio_x
 
+    @property
+    def corner_y(self) -> float:
+        """First level-0 row of the first cell: a cell lies in the middle of its patch."""
+        return (self.patch - self.stride) / 2 * self.ratio_y
+
+    @property
+    def corner_x(self) -> float:
+        """First level-0 column of the first cell."""
+        return (self.patch - self.stride) / 2 * self.ratio_x
+
     def window(self, row: int, column: int, rows: int = 1, columns: int = 1) -> Window:
         """Return the target pixels that a rectangle of patches covers.
 

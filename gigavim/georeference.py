@@ -66,13 +66,12 @@ class Registration:
         """
         if source.spacing is None:
             raise ValueError(f"{source.path} has no spacing to register a map with")
-        margin = (grid.patch - grid.stride) / 2
         return cls(
             cell_y=grid.cell_y,
             cell_x=grid.cell_x,
             spacing=source.spacing,
-            corner_y=margin * grid.ratio_y,
-            corner_x=margin * grid.ratio_x,
+            corner_y=grid.corner_y,
+            corner_x=grid.corner_x,
             crs=source.crs,
             transform=source.transform,
         )

@@ -38,8 +38,8 @@ def covered(mask: Mask, grid: Grid) -> NDArray[np.bool_]:
     Areas are exact, also where a cell cuts mask pixels; what lies beyond the mask is background.
     """
     # Whole columns first: the integral of the mask along y, then its difference over each cell.
-    bounds_x = np.arange(grid.columns + 1) * (grid.cell_x / mask.ratio_x)
-    bounds_y = np.arange(grid.rows + 1) * (grid.cell_y / mask.ratio_y)
+    bounds_x = (grid.corner_x + np.arange(grid.columns + 1) * grid.cell_x) / mask.ratio_x
+    bounds_y = (grid.corner_y + np.arange(grid.rows + 1) * grid.cell_y) / mask.ratio_y
     along_x = np.diff(_integral(mask.values, 1, bounds_x), axis=1)
     half = 0.5 * grid.cell_y * grid.cell_x / (mask.ratio_y * mask.ratio_x) * (1 - 1e-6)
     found = np.empty(grid.shape, np.bool_)

@@ -41,6 +41,8 @@ class ImageSet:
     """Crops in a batch."""
     weight: float
     """How often this set is drawn, against the others."""
+    zoom: tuple[float, float] = (0.75, 1.33)
+    """Least and greatest side of what is cut and resized, in crops; smaller where it must fit."""
 
     @cached_property
     def chances(self) -> NDArray[np.float64]:
@@ -173,12 +175,12 @@ def _batch(
 def _crops(
     chosen: ImageSet, patch: int, random: np.random.Generator
 ) -> Iterator[NDArray[np.float32]]:
-    """Cut random squares, flipped and turned, zoomed by up to a third either way where they fit."""
+    """Cut random squares, resized, flipped and turned."""
     size = chosen.side * patch
     for number in random.choice(len(chosen.images), chosen.batch, p=chosen.chances):
         image = chosen.images[number]
         room = min(image.shape[:2])
-        cut = min(room, round(size * math.exp(random.uniform(-0.3, 0.3))))
+        cut = min(room, round(size * math.exp(random.uniform(*np.log(chosen.zoom)))))
         y, x = (random.integers(0, extent - cut + 1) for extent in image.shape[:2])
         crop = image[y : y + cut, x : x + cut]
         if cut != size:

@@ -35,16 +35,16 @@ def main(kind: str, data: Path, steps: int) -> None:
 
 
 def _slide(data: Path, steps: int) -> None:
-    """H&E at 1 µm per pixel: CMU-1-Small-Region, DSB 2018's stained histology, BreakHis."""
+    """H&E from 1 to 4 µm per pixel: CMU-1-Small-Region, DSB 2018's histology, BreakHis."""
     source = open_source(str(data / "slides/CMU-1-Small-Region.svs"))
     plane = Plane.at(source, 1.0)
     region = plane.read(Window(0, 0, plane.height - 1, plane.width - 1)).values
-    # The right-hand fifth is never trained on.
-    cut = region.shape[1] * 4 // 5
+    # The lowest fifth is never trained on.
+    cut = region.shape[0] * 4 // 5
     nuclei = sorted((data / "labelled/nuclei_dsb2018_cc0/images").glob("*.png"))
     breast = sorted((data / "labelled/breakhis_mini_ccby").rglob("*.png"))
     tiles = [_half(imread(file)[..., :3]) for file in nuclei + breast]
-    stack = np.concatenate([region[:, :cut].reshape(-1, 3), *(t.reshape(-1, 3) for t in tiles)])
+    stack = np.concatenate([region[:cut].reshape(-1, 3), *(t.reshape(-1, 3) for t in tiles)])
     mean, std = stack.mean(0) / 255, stack.std(0) / 255
 
     def normalised(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -52,12 +52,12 @@ def _slide(data: Path, steps: int) -> None:
 
     small = [normalised(tile) for tile in tiles]
     train = [
-        ImageSet([normalised(region[:, :cut])], RGB, side=16, batch=12, weight=0.5),
-        ImageSet([t for i, t in enumerate(small) if i % 10], RGB, side=7, batch=64, weight=0.5),
+        ImageSet([normalised(region[:cut])], RGB, side=12, batch=20, weight=0.7, zoom=(1, 5)),
+        ImageSet([t for i, t in enumerate(small) if i % 10], RGB, side=7, batch=64, weight=0.3),
     ]
     held_out = [
-        ImageSet([normalised(region[:, cut:])], RGB, side=12, batch=12, weight=0.5),
-        ImageSet([t for i, t in enumerate(small) if not i % 10], RGB, side=7, batch=32, weight=0.5),
+        ImageSet([normalised(region[cut:])], RGB, side=4, batch=64, weight=0.7, zoom=(1, 5)),
+        ImageSet([t for i, t in enumerate(small) if not i % 10], RGB, side=7, batch=32, weight=0.3),
     ]
     config = VisionMambaConfig(
         image_size=256, width=96, depth=6, classes=0, class_token="none", position="none"
@@ -67,7 +67,7 @@ def _slide(data: Path, steps: int) -> None:
         config,
         mean=tuple(float(m) for m in mean),
         std=tuple(float(s) for s in std),
-        spacing=1.0,
+        spacing=4.0,
         unit="µm",
         tile=256,
         training_data="CMU-1-Small-Region (CC0), DSB 2018 stained histology (CC0), "

@@ -420,3 +420,11 @@ def test_a_mask_that_cannot_be_used_is_refused_in_one_line(
         foreground(scene(), GRID, mask=str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_overlapping_patch_is_read_where_its_middle_is_foreground() -> None:
+    grid = Grid.over(64, 64, patch=16, stride=8)
+    mask = np.zeros((64, 64), bool)
+    mask[4 + 8 : 4 + 16, 4 + 16 : 4 + 24] = True  # the middle 8 x 8 of the patch at row 1, column 2
+    found = covered(Mask(mask, 1.0, 1.0), grid)
+    assert np.argwhere(found).tolist() == [[1, 2]]
