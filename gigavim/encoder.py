@@ -1,9 +1,8 @@
-"""Vision Mamba (Vim), bottom-up: mixer, block, encoder.
+"""Vision Mamba (Vim): patch embedding, class tokens and positions, blocks, read-out.
 
 Zhu et al. 2024, arXiv 2401.09417, as published at github.com/hustvl/Vim; parameters have the
 published names, so published weights load as they are. Letters: ``b`` batch, ``l`` tokens, ``D``
-width of a token, ``E`` inner channels, ``N`` states of a channel, ``R`` rank of the step sizes,
-``P`` side of a patch.
+width of a token, ``P`` side of a patch.
 
 The encoder is split in two: `VisionMamba.embed` turns each patch into a token by itself, so pixels
 stream through it, and `VisionMamba.mix` lets all tokens of a sequence see each other. Where a
@@ -17,182 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gigavim.architecture import VisionMambaConfig
-from gigavim.kernels import causal_conv, selective_scan
+from gigavim.mixer import Block, DirectionState, Mixer, norm_of
 from gigavim.position import Rope, positions_on
 
 __all__ = ["Block", "DirectionState", "Features", "Mixer", "VisionMamba", "VisionMambaConfig"]
-
-
-class DirectionState(NamedTuple):
-    """What one direction of one block carries from chunk to chunk; None where it begins."""
-
-    h: Tensor | None = None
-    """State of the scan, shape (b, E, N)."""
-    halo: Tensor | None = None
-    """The tokens that the convolution still sees, shape (b, taps - 1, E)."""
-
-
-class Direction(NamedTuple):
-    """The parameters of one direction of a mixer."""
-
-    conv: nn.Conv1d
-    x_proj: nn.Linear
-    dt_proj: nn.Linear
-    A_log: Tensor
-    D: Tensor
-
-
-class Mixer(nn.Module):
-    """The bidirectional Mamba mixer: algorithm 1 of the paper, without its norm and residual."""
-
-    def __init__(self, config: VisionMambaConfig) -> None:
-        super().__init__()
-        D, E, N, R = config.width, config.inner, config.state, config.rank
-        self.directions = config.directions
-        self.scale = 0.5 if config.halve and config.directions == "v2" else 1.0
-        self.split = (R, N, N)
-        both = config.directions != "forward"
-        decay = torch.log(torch.arange(1, N + 1, dtype=torch.float32)).repeat(E, 1)  # (E, N)
-
-        self.A_log = nn.Parameter(decay)
-        self.D = nn.Parameter(torch.ones(E))
-        if both:
-            self.A_b_log = nn.Parameter(decay.clone())
-        if config.directions == "v2":
-            self.D_b = nn.Parameter(torch.ones(E))
-        if config.layer_scale is not None:
-            self.gamma = nn.Parameter(torch.full((D,), config.layer_scale))
-        self.in_proj = nn.Linear(D, 2 * E, bias=False)
-        self.conv1d = nn.Conv1d(E, E, config.conv, groups=E)
-        self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
-        self.dt_proj = nn.Linear(R, E)
-        if config.directions == "v2":
-            self.conv1d_b = nn.Conv1d(E, E, config.conv, groups=E)
-            self.x_proj_b = nn.Linear(E, R + 2 * N, bias=False)
-            self.dt_proj_b = nn.Linear(R, E)
-        self.out_proj = nn.Linear(E, D, bias=False)
-        self._initialise(config)
-
-    @torch.no_grad()
-    def _initialise(self, config: VisionMambaConfig) -> None:
-        """Initialise as the published training does, zero bias of the backward steps included."""
-        nn.init.uniform_(self.dt_proj.weight, -(config.rank**-0.5), config.rank**-0.5)
-        step = torch.empty(config.inner).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(1e-4)
-        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is step
-        if config.directions == "v2":
-            nn.init.zeros_(self.dt_proj_b.bias)
-        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
-        self.out_proj.weight.div_(math.sqrt(config.depth))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Mix a whole sequence, shape (b, l, D)."""
-        x, z = self.in_proj(tokens).chunk(2, -1)  # (b, l, E) each
-        y, _ = self._scan(x, z, DirectionState(), reverse=False)
-        if self.directions != "forward":
-            y = y + self._scan(x, z, DirectionState(), reverse=True)[0]
-        return self._project(y)
-
-    def step(
-        self, tokens: Tensor, state: DirectionState, *, reverse: bool
-    ) -> tuple[Tensor, DirectionState]:
-        """Mix a chunk in one direction; what the two directions return adds up to `forward`."""
-        x, z = self.in_proj(tokens).chunk(2, -1)
-        y, state = self._scan(x, z, state, reverse=reverse)
-        return self._project(y), state
-
-    def _scan(
-        self, x: Tensor, z: Tensor, state: DirectionState, *, reverse: bool
-    ) -> tuple[Tensor, DirectionState]:
-        """Convolve, scan and gate in one direction, shape (b, l, E)."""
-        conv, x_proj, dt_proj, A_log, D = self._direction(reverse)
-        # v1 convolves in reading order for both directions.
-        conv_reverse = reverse and self.directions == "v2"
-        u, halo = causal_conv(
-            x, conv.weight[:, 0], _present(conv.bias), halo=state.halo, reverse=conv_reverse
-        )
-        dt, B, C = x_proj(u).split(self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
-        dt = nn.functional.linear(dt, dt_proj.weight)  # the scan adds the bias, in float32
-        A = -torch.exp(A_log)
-        y, h = selective_scan(
-            u, dt, A, B, C, D, z, dt_proj.bias, dt_softplus=True, h=state.h, reverse=reverse
-        )
-        return y, DirectionState(h, halo)
-
-    def _direction(self, reverse: bool) -> Direction:
-        if reverse and self.directions == "v2":
-            return Direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
-        A_log = self.A_b_log if reverse else self.A_log
-        return Direction(self.conv1d, self.x_proj, self.dt_proj, A_log, self.D)
-
-    def _project(self, y: Tensor) -> Tensor:
-        out: Tensor = self.out_proj(y if self.scale == 1.0 else y * self.scale)
-        return out * self.gamma if hasattr(self, "gamma") else out
-
-
-class Block(nn.Module):
-    """Norm, then mixer; the encoder adds what a block returns to the residual stream."""
-
-    def __init__(self, config: VisionMambaConfig) -> None:
-        super().__init__()
-        self.mixer = Mixer(config)
-        self.norm = _norm(config)
-
-    def forward(self, residual: Tensor, chunk: int | None = None) -> Tensor:
-        """Return what the block adds to the residual stream, shape (b, l, D).
-
-        With `chunk`, memory beyond input and output depends on `chunk` tokens alone.
-        """
-        length = residual.shape[1]
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"a chunk is at least one token, not {chunk}")
-        if chunk is None or chunk >= length:
-            out: Tensor = self.mixer(self.norm(residual))
-            return out
-        cuts = [slice(start, start + chunk) for start in range(0, length, chunk)]
-        added = torch.empty_like(residual)
-        state, halos = DirectionState(), []
-        for cut in cuts:
-            halos.append(state.halo)
-            added[:, cut], state = self.step(residual[:, cut], state)
-        if self.mixer.directions == "forward":
-            return added
-        state = DirectionState()
-        for cut, halo in zip(reversed(cuts), reversed(halos), strict=True):
-            if self.mixer.directions == "v1":
-                state = state._replace(halo=halo)
-            backward, state = self.step(residual[:, cut], state, reverse=True)
-            added[:, cut] += backward
-        return added
-
-    def step(
-        self, residual: Tensor, state: DirectionState, *, reverse: bool = False
-    ) -> tuple[Tensor, DirectionState]:
-        """Mix one chunk in one direction.
-
-        Parameters
-        ----------
-        residual
-            The residual stream of the chunk, shape (b, l, D).
-        state
-            As the neighbouring chunk returned it: the one before, or after if `reverse`. The ``v1``
-            mixer convolves in reading order, and so needs the forward halo in both directions.
-        reverse
-            The backward direction.
-
-        Returns
-        -------
-        added
-            This direction's share of what the block adds to the residual stream, shape (b, l, D).
-        state
-            For the next chunk.
-        """
-        return self.mixer.step(self.norm(residual), state, reverse=reverse)
 
 
 class PatchEmbedding(nn.Module):
@@ -205,7 +37,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Embed patches, shape (..., P, P, band), as tokens, shape (..., D)."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, P * P * band)
-        return nn.functional.linear(patches.flatten(-3), weight, self.proj.bias)
+        tokens = nn.functional.linear(patches.flatten(-3), weight, self.proj.bias)
+        return tokens.to(weight.dtype)  # the residual stream begins here
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +54,8 @@ class Features:
 class VisionMamba(nn.Module):
     """The encoder and, where it has classes, its linear classifier `head`.
 
-    Tokens, weights and residual stream are float32 (float64 after ``.double()``); for half
-    precision run it under `torch.autocast`, which leaves norms, residual stream and scan states in
-    float32.
+    Tokens, weights and residual stream are float32 (float64 after ``.double()``); for matrix
+    products in half precision run it under `gigavim.precision.products_in`.
     """
 
     def __init__(self, config: VisionMambaConfig) -> None:
@@ -244,7 +76,7 @@ class VisionMamba(nn.Module):
         if config.rope != "none":
             self.rope = Rope(config.image_size // config.patch, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm_f = _norm(config)
+        self.norm_f = norm_of(config)
         self._initialise()
 
     @torch.no_grad()
@@ -255,7 +87,8 @@ class VisionMamba(nn.Module):
         fan_in = self.patch_embed.proj.weight[0].numel()
         nn.init.trunc_normal_(self.patch_embed.proj.weight)
         self.patch_embed.proj.weight.div_(0.87962566103423978 * math.sqrt(fan_in))
-        nn.init.zeros_(_present(self.patch_embed.proj.bias))
+        assert self.patch_embed.proj.bias is not None  # PyTorch types it as optional
+        nn.init.zeros_(self.patch_embed.proj.bias)
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -315,9 +148,9 @@ class VisionMamba(nn.Module):
         position
             What `position_for` returned, shape (l, D) or (b, l, D).
         chunk
-            Tokens that a block mixes at once; by default all. The result is the same. Without
-            gradients, memory is that of the arguments, two more arrays like `tokens`, and what
-            `chunk` tokens need.
+            Projected tokens that a block holds at once; by default all. The result is the same, but
+            the others are projected twice. Without gradients, memory is that of the arguments, two
+            more arrays like `tokens`, and what `chunk` tokens need.
         """
         if position is not None:
             tokens = tokens + position
@@ -330,6 +163,7 @@ class VisionMamba(nn.Module):
             if residual is not None and self.config.rope == "tokens and residual":
                 residual = self.rope(residual)
             residual = _added(residual, hidden)
+            del hidden  # its memory is for what this block adds
             hidden = layer(residual, chunk)
         residual = _added(residual, hidden)
         del hidden
@@ -394,10 +228,6 @@ def _without_class(sequence: Tensor, place: int, length: int) -> Tensor:
     return torch.cat([sequence[:, :place], sequence[:, place + 1 : length + 1]], 1)
 
 
-def _norm(config: VisionMambaConfig) -> nn.Module:
-    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=1e-5)
-
-
 def _added(residual: Tensor | None, hidden: Tensor) -> Tensor:
     """Add to the residual stream, in its own memory where no gradient needs the old one."""
     if residual is None:
@@ -414,8 +244,3 @@ def _in_chunks(function: Callable[[Tensor], Tensor], tokens: Tensor, chunk: int 
         cut = slice(start, start + chunk)
         out[:, cut] = function(tokens[:, cut])
     return out
-
-
-def _present(bias: Tensor | None) -> Tensor:
-    assert bias is not None  # PyTorch types the bias of a layer as optional
-    return bias

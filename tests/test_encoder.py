@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gigavim.encoder import Block, DirectionState, Mixer, VisionMamba, VisionMambaConfig
+from gigavim.precision import product_precision, products_in
 
 SMALL = VisionMambaConfig(image_size=32, patch=8, stride=8, width=16, depth=2, state=4, classes=5)
 CONFIGS = {
@@ -214,6 +215,36 @@ def test_published_code_gives_the_same_features_whole_or_in_chunks(
     torch.testing.assert_close(features.tokens.double(), expected, atol=bound, rtol=0)
 
 
+@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("name", ["nano", "micro"])
+def test_products_in_bfloat16_change_features_by_a_hundredth(
+    shared: Path, name: str, chunk: int | None
+) -> None:
+    if product_precision("cpu", "bfloat16").precision == "float32":
+        pytest.skip("needs a CPU with bfloat16 arithmetic")
+    fixture, encoder = fixture_of(shared, name)
+    patch = encoder.config.patch
+    images = fixture["input"].unfold(2, patch, patch).unfold(3, patch, patch)
+    with torch.no_grad(), products_in("bfloat16", "cpu"):
+        tokens = encoder.embed(images.permute(0, 2, 3, 4, 5, 1).flatten(1, 2))
+        features = encoder.mix(tokens, encoder.position_for(4, 4), chunk=chunk)
+    assert tokens.dtype == features.tokens.dtype == torch.float32
+    others = [i for i in range(17) if i != fixture["cls_index"]]
+    for actual, key in [(features.tokens, "tokens_f64"), (features.vector, "pooled_f64")]:
+        expected = fixture[key][:, others] if key == "tokens_f64" else fixture[key]
+        error = (actual.double() - expected).norm() / expected.norm()
+        assert 1e-4 < error < 2e-2, key  # less would be float32
+
+
+def test_products_are_in_float32_unless_asked_otherwise() -> None:
+    left, right = torch.rand(3, 3), torch.rand(3, 3)
+    with products_in("float32", "cpu"):
+        assert (left @ right).dtype == torch.float32
+    assert product_precision("cpu", "float32").precision == "float32"
+    with pytest.raises(ValueError, match="float32 or bfloat16, not float16"):
+        product_precision("cpu", "float16")  # type: ignore[arg-type]
+
+
 def test_each_block_gives_what_the_published_one_gives(shared: Path) -> None:
     fixture, encoder = fixture_of(shared, "micro")
     encoder.double()
@@ -299,6 +330,17 @@ def test_a_block_may_be_cut_anywhere_in_both_directions(
             share, state = block.step(residual[:, part], state, reverse=True)
             added[:, part] += share
         torch.testing.assert_close(added, block(residual), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["published", "v1", "forward"])
+@pytest.mark.parametrize("chunk", [None, 1300])
+def test_a_sequence_longer_than_the_cache_is_mixed_as_one(name: str, chunk: int | None) -> None:
+    encoder = model_of(CONFIGS[name])
+    tokens = random_sequence(encoder, 1500)
+    with torch.no_grad():
+        in_tiles = encoder.mix(tokens, chunk=chunk).tokens
+    at_once = encoder.mix(tokens).tokens.detach()  # as it is trained
+    torch.testing.assert_close(in_tiles, at_once, atol=1e-10, rtol=1e-10)
 
 
 def test_a_chunk_may_be_trained_through() -> None:
