@@ -67,7 +67,7 @@ def _slide(data: Path, steps: int) -> None:
         config,
         mean=tuple(float(m) for m in mean),
         std=tuple(float(s) for s in std),
-        spacing=4.0,
+        spacing=2.0,
         unit="µm",
         tile=256,
         training_data="CMU-1-Small-Region (CC0), DSB 2018 stained histology (CC0), "

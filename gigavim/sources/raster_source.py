@@ -169,6 +169,7 @@ def _datasets(path: str) -> list[str]:
 
 def _bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[RasterBand]]:
     labels: list[str] = []
+    told: list[float | None] = []
     stored: list[RasterBand] = []
     for name in names:
         with _open(name) as dataset:
@@ -176,11 +177,22 @@ def _bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[RasterBa
                 if dataset.colorinterp[index - 1] == ColorInterp.alpha:
                     continue
                 labels.append(_label(dataset, index, path))
+                told.append(_wavelength_nm(dataset, index))
                 scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
                 stored.append(RasterBand(name, index, scale, offset))
     if not stored:
         raise SourceError(f"{path} has no raster bands; is it the right file?")
-    return sensor_bands(labels, path), stored
+    bands = zip(sensor_bands(labels, path), told, strict=True)
+    return tuple(Band(band.name, nm or band.wavelength_nm) for band, nm in bands), stored
+
+
+def _wavelength_nm(dataset: rasterio.DatasetReader, index: int) -> float | None:
+    """Return the centre of a band where GDAL's IMAGERY domain says it."""
+    told = dataset.tags(index, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM", "")
+    try:
+        return 1000 * float(told)
+    except ValueError:
+        return None
 
 
 def _label(dataset: rasterio.DatasetReader, index: int, path: str) -> str:

@@ -205,3 +205,15 @@ def test_real_scenes_give_what_rasterio_gives(
         seen &= np.isfinite(stored.data).all(0)
     assert np.array_equal(pixels.valid, seen)
     assert np.array_equal(pixels.values[seen], stored.data.transpose(1, 2, 0)[seen])
+
+
+def test_a_band_has_the_wavelength_that_gdal_knows(tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=4, width=4, count=2, dtype="uint8", crs="EPSG:32632",
+        transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6),
+    ) as raster:  # fmt: skip
+        raster.update_tags(1, ns="IMAGERY", CENTRAL_WAVELENGTH_UM="0.665")
+        raster.update_tags(2, ns="IMAGERY", CENTRAL_WAVELENGTH_UM="0.842")
+    assert [band.wavelength_nm for band in open_source(path).bands] == pytest.approx([665, 842])
+    assert open_source(path, bands=["842nm"]).bands[0].wavelength_nm == pytest.approx(842)
