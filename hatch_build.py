@@ -20,7 +20,7 @@ from packaging.tags import platform_tags
 
 # No -ffast-math: see vector.h.
 FLAGS = "-std=gnu11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fPIC -shared"
-# c_scan.py picks by torch.backends.cpu.get_cpu_capability(), which vouches for these and no more.
+# library.py picks by torch.backends.cpu.get_cpu_capability(), which vouches for these and no more.
 TARGETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
     "avx2": "-mavx2 -mfma",

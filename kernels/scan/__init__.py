@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gigavim.errors import KernelError
-from gigavim.kernels.scan import c_scan, reference, torch_scan
+from gigavim.kernels.packed import check_offsets, count_sequences
+from gigavim.kernels.scan import c_scan, library, reference, torch_scan
 
 __all__ = ["Backend", "combine", "scan_backend", "scan_summary", "selective_scan"]
 
@@ -18,7 +22,7 @@ class Backend(NamedTuple):
     """An implementation of the scan and why it was picked."""
 
     name: str
-    """``reference``, ``torch`` or ``c``."""
+    """``reference``, ``torch``, ``c`` or ``triton``."""
     reason: str
     """For people, for instance to be printed by ``gigavim doctor``."""
 
@@ -26,7 +30,8 @@ class Backend(NamedTuple):
 def scan_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
     """Return which implementation scans tensors of this device and dtype, and why.
 
-    ``GIGAVIM_SCAN=reference|torch|c`` in the environment overrides the rule.
+    C on the CPU, Triton on CUDA, and plain PyTorch where those do not run.
+    ``GIGAVIM_SCAN=reference|torch|c|triton`` in the environment overrides the rule.
 
     Raises
     ------
@@ -35,25 +40,53 @@ def scan_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
         silently.
     """
     device = torch.device(device)
-    if device.type != "cpu":
-        missing: str | None = f"the C library runs on the CPU, not on {device.type}"
-    elif dtype == torch.float64:
-        missing = "the C library has no float64"
-    else:
-        missing = c_scan.unavailable()
-
+    missing = {
+        "reference": None,
+        "torch": None,
+        "c": _c_is_missing(device, dtype),
+        "triton": _triton_is_missing(device, dtype),
+    }
     asked = os.environ.get("GIGAVIM_SCAN")
     if asked is None:
-        if missing:
-            return Backend("torch", f"plain PyTorch, because {missing}")
-        return Backend("c", f"the C library built for {c_scan.library_name()}")
-    if asked not in ("reference", "torch", "c"):
+        fast = "triton" if device.type == "cuda" else "c"
+        if missing[fast]:
+            return Backend("torch", f"plain PyTorch, because {missing[fast]}")
+        if fast == "c":
+            return Backend("c", f"the C library built for {library.library_name()}")
+        return Backend("triton", "Triton kernels, compiled at the first scan")
+    if asked not in missing:
         raise KernelError(
-            f"GIGAVIM_SCAN={asked}: there is no such scan; use reference, torch or c, or unset it"
+            f"GIGAVIM_SCAN={asked}: there is no such scan; use {', '.join(missing)}, or unset it"
         )
-    if asked == "c" and missing:
-        raise KernelError(f"GIGAVIM_SCAN=c cannot run: {missing}; unset it or use torch")
+    if missing[asked]:
+        raise KernelError(
+            f"GIGAVIM_SCAN={asked} cannot run: {missing[asked]}; unset it or use torch"
+        )
     return Backend(asked, f"asked for by GIGAVIM_SCAN={asked}")
+
+
+# So that torch.compile need not look at the environment and at files.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _backend_name(device: torch.device, dtype: torch.dtype) -> str:
+    return scan_backend(device, dtype).name
+
+
+def _c_is_missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the C library runs on the CPU, not on {device.type}"
+    if dtype == torch.float64:
+        return "the C library has no float64"
+    return library.unavailable()
+
+
+def _triton_is_missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"the Triton kernels run on CUDA, not on {device.type}"
+    if dtype == torch.float64:
+        return "the Triton kernels have no float64"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    return None
 
 
 def selective_scan(
@@ -69,6 +102,7 @@ def selective_scan(
     dt_softplus: bool = False,
     h: Tensor | None = None,
     reverse: bool = False,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``; return ``C[t] h[t] + D u[t]``, gated.
 
@@ -97,34 +131,49 @@ def selective_scan(
     dt_softplus
         Whether to take softplus (the identity above 20) of dt after the bias.
     h
-        State before the first token (after the last one if `reverse`), shape (b, d, n); zero by
-        default.
+        State before the first token (after the last one if `reverse`), shape (b, d, n), or of each
+        sequence, (k, d, n); zero by default.
     reverse
-        Scan from the last token to the first.
+        Scan from the last token to the first, each sequence by itself.
+    offsets
+        For k sequences of different lengths, end to end in a batch of one: sequence i is tokens
+        ``offsets[i]`` to ``offsets[i + 1]``. Int64, shape (k + 1,), from 0 to l.
 
     Returns
     -------
     y
         Output, shape (b, l, d), of u's dtype.
     h
-        State after the last token (after the first if `reverse`), shape (b, d, n), float32, or
-        float64 for float64 inputs.
+        State after the last token (after the first if `reverse`), shape (b, d, n), or of each
+        sequence, (k, d, n); float32, or float64 for float64 inputs.
 
     Raises
     ------
     ValueError
-        If shapes or devices do not fit.
+        If shapes or devices do not fit, or the offsets fall.
     KernelError
         If the environment asks for an implementation that cannot run here.
     """
-    _check_shapes(u, dt, A, B, C, D, z, dt_bias, h)
-    backend = scan_backend(u.device, u.dtype).name
-    scan = {
-        "reference": reference.selective_scan,
-        "torch": torch_scan.selective_scan,
-        "c": c_scan.selective_scan,
-    }[backend]
-    return scan(u, dt, A, B, C, D, z, dt_bias, dt_softplus=dt_softplus, h=h, reverse=reverse)
+    _check_shapes(u, dt, A, B, C, D, z, dt_bias, h, offsets)
+    scan: Callable[..., tuple[Tensor, Tensor]]
+    match _backend_name(u.device, u.dtype):
+        case "c":
+            scan = c_scan.selective_scan
+        case "triton":
+            from gigavim.kernels.scan import triton_scan
+
+            scan = triton_scan.selective_scan
+        case "torch":
+            scan = torch_scan.selective_scan
+        case _:
+            scan = reference.selective_scan
+    options: dict[str, Any] = {
+        "dt_softplus": dt_softplus,
+        "h": h,
+        "reverse": reverse,
+        "offsets": offsets,
+    }
+    return scan(u, dt, A, B, C, D, z, dt_bias, **options)
 
 
 def scan_summary(
@@ -136,29 +185,48 @@ def scan_summary(
     *,
     dt_softplus: bool = False,
     reverse: bool = False,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Summarise a segment of tokens: it maps any incoming state h to ``exp(A s) h + h_local``.
 
     Parameters
     ----------
-    dt, A, B, u, dt_bias, dt_softplus, reverse
-        As in `selective_scan`.
+    dt, A, B, u, dt_bias, dt_softplus, reverse, offsets
+        As in `selective_scan`; with offsets each sequence is a segment.
 
     Returns
     -------
     s
-        Sum of the step sizes, shape (b, d), float32, or float64 for float64 inputs.
+        Sum of the step sizes, shape (b, d) or (k, d), float32, or float64 for float64 inputs.
     h_local
-        State after the segment when it starts from zero, shape (b, d, n), of the same dtype.
+        State after the segment when it starts from zero, shape (b, d, n) or (k, d, n), of the same
+        dtype.
+
+    Raises
+    ------
+    ValueError, KernelError
+        As in `selective_scan`.
     """
-    if scan_backend(u.device, u.dtype).name == "c":
-        _check_shapes(u, dt, A, B, B, None, None, dt_bias, None)
-        return c_scan.scan_summary(dt, A, B, u, dt_bias, dt_softplus=dt_softplus, reverse=reverse)
-    s = reference.step_sizes(dt, dt_bias, dt_softplus, reference.state_dtype(u)).sum(1)
-    _, h_local = selective_scan(
-        u, dt, A, B, B, dt_bias=dt_bias, dt_softplus=dt_softplus, reverse=reverse
-    )
-    return s, h_local
+    _check_shapes(u, dt, A, B, B, None, None, dt_bias, None, offsets)
+    options: dict[str, Any] = {
+        "dt_softplus": dt_softplus,
+        "reverse": reverse,
+        "offsets": offsets,
+    }
+    match _backend_name(u.device, u.dtype):
+        case "c":
+            return c_scan.scan_summary(dt, A, B, u, dt_bias, **options)
+        case "triton":
+            from gigavim.kernels.scan import triton_scan
+
+            return triton_scan.scan_summary(dt, A, B, u, dt_bias, **options)
+    step = reference.step_sizes(dt, dt_bias, dt_softplus, reference.state_dtype(u))
+    if offsets is None:
+        s = step.sum(1)
+    else:
+        check_offsets(offsets, u.shape[1])
+        s = torch.stack([step[0, i:j].sum(0) for i, j in pairwise(offsets.tolist())])
+    return s, selective_scan(u, dt, A, B, B, dt_bias=dt_bias, **options)[1]
 
 
 def combine(
@@ -184,18 +252,21 @@ def _check_shapes(
     z: Tensor | None,
     dt_bias: Tensor | None,
     h: Tensor | None,
+    offsets: Tensor | None,
 ) -> None:
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(f"u must be (b, l, d) and A (d, n), not {_shape(u)} and {_shape(A)}")
     batch, length, channels = u.shape
     states = A.shape[1]
+    sequences = batch if offsets is None else count_sequences(offsets, u)
     expected = {
         "dt": (dt, (batch, length, channels)),
         "A": (A, (channels, states)),
         "D": (D, (channels,)),
         "z": (z, (batch, length, channels)),
         "dt_bias": (dt_bias, (channels,)),
-        "h": (h, (batch, channels, states)),
+        "h": (h, (sequences, channels, states)),
+        "offsets": (offsets, (sequences + 1,)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:

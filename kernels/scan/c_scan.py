@@ -1,37 +1,22 @@
-"""The scan in C (scan.c), forward and backward, in float32.
+"""The scan in C (scan.c), forward and backward, in float32, as operators of PyTorch.
 
-``hatch_build.py`` builds one library for each instruction set; the best one that this CPU runs is
-loaded with ctypes, so that no build depends on a version of Python or PyTorch. As torch is imported
-first, the library uses the OpenMP runtime, and so the threads, of PyTorch.
+``torch.ops.gigavim.scan_forward`` and ``scan_backward`` check nothing: call them through
+`gigavim.kernels`. They are whole to ``torch.compile`` and ``torch.export``.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-TARGETS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
-"""Builds to look for, best first, by what PyTorch finds that the CPU has."""
+from gigavim.kernels.packed import check_offsets
+from gigavim.kernels.scan import library
 
-
-def unavailable() -> str | None:
-    """Return why the C library cannot run here, or None where it can."""
-    library, text = _load()
-    return text if library is None else None
-
-
-def library_name() -> str:
-    """Return the instruction set of the library in use, or nothing without one."""
-    library, text = _load()
-    return "" if library is None else text
+SEGMENT = 1024
+"""Tokens of a sequence that are worth a thread of their own."""
 
 
 def selective_scan(
@@ -47,10 +32,15 @@ def selective_scan(
     dt_softplus: bool = False,
     h: Tensor | None = None,
     reverse: bool = False,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run `gigavim.kernels.selective_scan` in float32 whatever the inputs are."""
-    y, h, _ = _scan(u, dt, A, B, C, D, z, dt_bias, h, dt_softplus, reverse)
-    assert y is not None
+    """Run `gigavim.kernels.selective_scan` in float32 whatever the inputs are.
+
+    The number of threads changes no bit of the results where there are at least half as many blocks
+    of channels, times sequences, as threads. Where there are fewer, long sequences are cut into
+    segments, and results change by rounding.
+    """
+    y, h, _ = _scan(u, dt, A, B, C, D, z, dt_bias, h, offsets, dt_softplus, reverse)
     return y.to(u.dtype), h
 
 
@@ -63,32 +53,11 @@ def scan_summary(
     *,
     dt_softplus: bool = False,
     reverse: bool = False,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `gigavim.kernels.scan_summary` in one pass."""
-    _, h, s = _scan(u, dt, A, B, None, None, None, dt_bias, None, dt_softplus, reverse)
+    _, h, s = _scan(u, dt, A, B, None, None, None, dt_bias, None, offsets, dt_softplus, reverse)
     return s, h
-
-
-class _Inputs(NamedTuple):
-    """Float32; B and C (b, l, g, n), or (1, 1, d, n) if constant. Without C there is no output."""
-
-    u: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor | None
-    D: Tensor | None
-    z: Tensor | None
-    dt_bias: Tensor | None
-    h: Tensor | None
-
-
-class _Results(NamedTuple):
-    """The output (b, l, d), the last state (b, d, n) and the sum of the step sizes (b, d)."""
-
-    y: Tensor | None
-    h: Tensor
-    s: Tensor
 
 
 def _scan(
@@ -101,211 +70,235 @@ def _scan(
     z: Tensor | None,
     dt_bias: Tensor | None,
     h: Tensor | None,
+    offsets: Tensor | None,
     softplus: bool,
     reverse: bool,
-) -> _Results:
-    inputs = _Inputs(
-        u.float(),
-        dt.float(),
-        A.float(),
-        _per_token(B.float()),
-        None if C is None else _per_token(C.float()),
-        *(None if x is None else x.float() for x in (D, z, dt_bias, h)),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output (b, l, d), the last state and the sum of the step sizes."""
+    weights = (None if x is None else _per_token(x.float()) for x in (B, C))
+    rest = (None if x is None else x.float() for x in (D, z, dt_bias, h))
+    inputs = (u.float(), dt.float(), A.float(), *weights, *rest)
+    differentiable = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in inputs
     )
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        return _Results(*_Scan.apply(softplus, reverse, *inputs))  # type: ignore[no-untyped-call]
-    results, _ = _forward(inputs, softplus, reverse, differentiable=False)
-    return results
+    y, h, s, _ = torch.ops.gigavim.scan_forward.default(
+        *inputs, offsets, softplus, reverse, differentiable
+    )
+    return y, h, s
 
 
 def _per_token(weights: Tensor) -> Tensor:
+    """Return B or C as (b, l, g, n), or (1, 1, d, n) if constant."""
     if weights.ndim == 2:
         return weights[None, None]
     return weights[:, :, None] if weights.ndim == 3 else weights
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, softplus: bool, reverse: bool, *tensors: Any) -> _Results:
-        inputs = _Inputs(*tensors)
-        results, checkpoints = _forward(inputs, softplus, reverse, differentiable=True)
-        ctx.save_for_backward(checkpoints, *inputs)
-        ctx.options = softplus, reverse
-        ctx.set_materialize_grads(False)
-        return results
+class _Inputs(NamedTuple):
+    """All of float32, but for the offsets. Without C there is no output."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *results: Tensor | None) -> tuple[Tensor | None, ...]:
-        checkpoints, *tensors = ctx.saved_tensors
-        softplus, reverse = ctx.options
-        dy, dh, ds = results
-        inputs = _Inputs(*tensors)
-        return None, None, *_backward(inputs, softplus, reverse, checkpoints, dy, dh, ds)
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor | None
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    h: Tensor | None
+    offsets: Tensor | None
+
+    @property
+    def sequences(self) -> int:
+        return self.u.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Groups of B and of C."""
+        return self.B.shape[2], (self.B if self.C is None else self.C).shape[2]
+
+    @property
+    def sharing(self) -> int:
+        """Neighbouring channels that share both B and C."""
+        return math.gcd(*(self.u.shape[2] // groups for groups in self.groups))
+
+    @property
+    def blocks(self) -> int:
+        """Vectors of channels that share both B and C."""
+        sharing = self.sharing
+        vectors = -(-sharing // library.constant("lanes"))
+        return self.u.shape[2] // sharing * vectors if sharing else 0
 
 
-def _forward(
-    inputs: _Inputs, softplus: bool, reverse: bool, *, differentiable: bool
-) -> tuple[_Results, Tensor | None]:
-    """Scan; for gradients return the states at some tokens too, laid out as scan.c likes it."""
-    inputs, call = _prepare(inputs, softplus, reverse)
+_INPUTS = (
+    "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor? C, Tensor? D, Tensor? z, Tensor? dt_bias, "
+    "Tensor? h, Tensor? offsets, bool softplus, bool reverse"
+)
+torch.library.define(
+    "gigavim::scan_forward",
+    f"({_INPUTS}, bool differentiable) -> (Tensor y, Tensor h, Tensor s, Tensor checkpoints)",
+)
+torch.library.define(
+    "gigavim::scan_backward",
+    f"({_INPUTS}, Tensor checkpoints, Tensor? dy, Tensor? dh, Tensor? ds)"
+    f" -> ({', '.join(['Tensor'] * 9)})",
+)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *tensors, softplus, reverse, _ = arguments
+    inputs, call = _prepare(_Inputs(*tensors), softplus, reverse)
+    workers = call.threads // max(1, call.sequences * call.blocks)
+    segments = min(workers + 1, call.length // SEGMENT // max(1, call.sequences))
+    # All but the first and the last are advanced twice, so fewer than three are no gain.
+    call.segments = segments if segments >= 3 else 1
+    results = _forward_results(*arguments)
+    y, h, s, checkpoints = results
+    call.y = library.view(None if inputs.C is None else y)
+    call.h_last, call.s, call.checkpoints = map(library.pointer, (h, s, checkpoints))
+    library.run("forward", call)
+    return results
+
+
+def _forward_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *tensors, _, _, differentiable = arguments
+    inputs = _Inputs(*tensors)
     u, A = inputs.u, inputs.A
-    y = None if inputs.C is None else u.new_empty(u.shape)
-    h, s = u.new_empty(u.shape[0], *A.shape), u.new_empty(u.shape[0], u.shape[2])
-    checkpoints = u.new_empty(call.checkpoint_floats) if differentiable else None
-    call.y = _view(y)
-    call.h_last, call.s, call.checkpoints = map(_pointer, (h, s, checkpoints))
-    _run(_library().gigavim_scan_forward, call)
-    return _Results(y, h, s), checkpoints
+    sequences, (batch, length, channels) = inputs.sequences, u.shape
+    checkpoints: tuple[int, ...] = (0,)
+    if differentiable:  # one for each tile, laid out as scan.c likes it
+        tiles = batch * length // library.constant("tile") + sequences
+        checkpoints = (tiles, inputs.blocks, A.shape[1], library.constant("lanes"))
+    return (
+        u.new_empty(0 if inputs.C is None else u.shape),
+        u.new_empty(sequences, *A.shape),
+        u.new_empty(sequences, channels),
+        u.new_empty(checkpoints),
+    )
 
 
-def _backward(
-    inputs: _Inputs,
-    softplus: bool,
-    reverse: bool,
-    checkpoints: Tensor,
-    dy: Tensor | None,
-    dh_last: Tensor | None,
-    ds: Tensor | None,
-) -> _Inputs:
-    """Return the gradient of each input."""
-    inputs, call = _prepare(inputs, softplus, reverse)
-    u, _, A, B, C, D, z, dt_bias, h = inputs
-    dy = None if dy is None else _dense_tokens(dy)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, softplus, reverse, _ = inputs
+    ctx.save_for_backward(output[3], *tensors)
+    ctx.options = softplus, reverse
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, dh: Tensor | None, ds: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    checkpoints, *tensors = ctx.saved_tensors
+    gradients = torch.ops.gigavim.scan_backward.default(
+        *tensors, *ctx.options, checkpoints, dy, dh, ds
+    )
+    present = zip(tensors, gradients, strict=False)  # the offsets have no gradient
+    return *(None if x is None else gradient for x, gradient in present), *[None] * 4
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, softplus, reverse, checkpoints, dy, dh_last, ds = arguments
+    inputs, call = _prepare(_Inputs(*tensors), softplus, reverse)
+    u, _, A, B, C, D, z, dt_bias, h, _ = inputs
+    dy = None if dy is None else library.dense_tokens(dy)
     dh_last, ds = (None if x is None else x.contiguous() for x in (dh_last, ds))
-    call.dy = _view(dy)
-    call.dh_last, call.ds, call.checkpoints = map(_pointer, (dh_last, ds, checkpoints))
+    call.dy = library.view(dy)
+    call.dh_last, call.ds, call.checkpoints = map(library.pointer, (dh_last, ds, checkpoints))
 
-    batch, _, channels = u.shape
+    sequences = inputs.sequences
     du, ddt = u.new_empty(u.shape), u.new_empty(u.shape)
     dz = None if z is None else u.new_empty(u.shape)
-    # Each part of the channels sums its own.
-    dB = u.new_zeros(batch * call.parts, *B.shape[1:])
-    dC = None if C is None else u.new_zeros(batch * call.parts, *C.shape[1:])
-    dA, dh = u.new_empty(batch, *A.shape), u.new_empty(batch, *A.shape)
-    dD, dbias = u.new_empty(batch, channels), u.new_empty(batch, channels)
-    call.du, call.ddt, call.dz, call.dB, call.dC = map(_view, (du, ddt, dz, dB, dC))
-    call.dA, call.dD, call.dbias, call.dh = map(_pointer, (dA, dD, dbias, dh))
-    _run(_library().gigavim_scan_backward, call)
+    dB, dC = (None if x is None else _gradients_of_parts(x, call) for x in (B, C))
+    dA, dh = u.new_empty(sequences, *A.shape), u.new_empty(sequences, *A.shape)
+    dD, dbias = u.new_empty(sequences, u.shape[2]), u.new_empty(sequences, u.shape[2])
+    call.du, call.ddt, call.dz, call.dB, call.dC = map(library.view, (du, ddt, dz, dB, dC))
+    call.dA, call.dD, call.dbias, call.dh = map(library.pointer, (dA, dD, dbias, dh))
+    library.run("backward", call)
 
-    def over_parts(sums: Tensor, weights: Tensor) -> Tensor:
-        whole = sums.view(batch, call.parts, *sums.shape[1:]).sum(1)
-        return whole.sum(0, keepdim=True) if weights.shape[0] != batch else whole
+    def absent() -> Tensor:
+        return u.new_empty(0)
 
-    return _Inputs(
+    def sum_of_parts(parts: Tensor | None, weights: Tensor | None) -> Tensor:
+        if parts is None or weights is None:
+            return absent()
+        whole = parts.sum(2)
+        return whole if whole.shape == weights.shape else whole.sum(0, keepdim=True)
+
+    return (
         du,
         ddt,
         dA.sum(0),
-        over_parts(dB, B),
-        None if dC is None or C is None else over_parts(dC, C),
-        None if D is None else dD.sum(0),
-        dz,
-        None if dt_bias is None else dbias.sum(0),
-        None if h is None else dh,
+        sum_of_parts(dB, B),
+        sum_of_parts(dC, C),
+        absent() if D is None else dD.sum(0),
+        absent() if dz is None else dz,
+        absent() if dt_bias is None else dbias.sum(0),
+        absent() if h is None else dh,
     )
 
 
-class _View(ctypes.Structure):
-    """Mirrors ``View`` in scan.c."""
+def _gradients_of_parts(weights: Tensor, call: library.Call) -> Tensor:
+    """Return room for the gradient of B or C from each part, (b, l, parts, g, n).
 
-    _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("token", ctypes.c_int64))
+    Of constant ones from each sequence and part, (sequences, 1, parts, d, n).
+    """
+    batch, length, *rest = weights.shape
+    first = call.sequences if (batch, length) == (1, 1) else batch
+    return weights.new_zeros(first, length, call.parts, *rest)
 
 
-def _fields(kind: type, names: str) -> list[tuple[str, type]]:
-    return [(name, kind) for name in names.split()]
+def _backward_results(*arguments: Any) -> tuple[Tensor, ...]:
+    u, *tensors = arguments[:9]
+    return tuple(u.new_empty(0 if x is None else x.shape) for x in (u, *tensors))
 
 
-class _Call(ctypes.Structure):
-    """Mirrors ``Scan`` in scan.c."""
-
-    _fields_ = (
-        *_fields(ctypes.c_int64, "batch length channels states B_groups C_groups"),
-        *_fields(ctypes.c_int64, "softplus reverse threads parts checkpoint_floats"),
-        *_fields(_View, "u dt B C z"),
-        *_fields(ctypes.c_void_p, "A D dt_bias h"),
-        *_fields(_View, "y"),
-        *_fields(ctypes.c_void_p, "h_last s checkpoints"),
-        *_fields(_View, "dy"),
-        *_fields(ctypes.c_void_p, "dh_last ds"),
-        *_fields(_View, "du ddt dz dB dC"),
-        *_fields(ctypes.c_void_p, "dA dD dbias dh"),
+def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
+    raise NotImplementedError(
+        "the scan in C has no gradients of gradients; scan with GIGAVIM_SCAN=torch"
     )
 
 
-def _prepare(inputs: _Inputs, softplus: bool, reverse: bool) -> tuple[_Inputs, _Call]:
+torch.library.impl("gigavim::scan_forward", "CPU", _forward)
+torch.library.impl("gigavim::scan_backward", "CPU", _backward)
+torch.library.register_fake("gigavim::scan_forward", _forward_results)
+torch.library.register_fake("gigavim::scan_backward", _backward_results)
+torch.library.register_autograd("gigavim::scan_forward", _differentiate, setup_context=_save)
+torch.library.register_autograd("gigavim::scan_backward", _refuse)
+
+
+def _prepare(inputs: _Inputs, softplus: bool, reverse: bool) -> tuple[_Inputs, library.Call]:
     """Return the inputs as scan.c needs them, and a call that refers to their memory."""
-    u, dt, A, B, C, D, z, dt_bias, h = inputs
-    u, dt, B = map(_dense_tokens, (u, dt, B))
-    C, z = (None if x is None else _dense_tokens(x) for x in (C, z))
+    u, dt, A, B, C, D, z, dt_bias, h, offsets = inputs
+    u, dt, B = map(library.dense_tokens, (u, dt, B))
+    C, z = (None if x is None else library.dense_tokens(x) for x in (C, z))
     A = A.contiguous()
-    D, dt_bias, h = (None if x is None else x.contiguous() for x in (D, dt_bias, h))
-    weights = B if C is None else C
-    batch, length, channels = u.shape
-    call = _Call(
-        batch=batch,
-        length=length,
-        channels=channels,
+    D, dt_bias, h, offsets = (
+        None if x is None else x.contiguous() for x in (D, dt_bias, h, offsets)
+    )
+    if offsets is not None:
+        check_offsets(offsets, u.shape[1])
+    inputs = _Inputs(u, dt, A, B, C, D, z, dt_bias, h, offsets)
+    sequences, blocks, threads = inputs.sequences, inputs.blocks, torch.get_num_threads()
+    # Parts enough for the threads to have equal work, also where sequences differ in length.
+    equal = threads if offsets is not None else threads // math.gcd(threads, sequences)
+    B_groups, C_groups = inputs.groups
+    call = library.Call(
+        sequences=sequences,
+        length=u.shape[1],
+        channels=u.shape[2],
         states=A.shape[1],
-        B_groups=B.shape[2],
-        C_groups=weights.shape[2],
+        B_groups=B_groups,
+        C_groups=C_groups,
         softplus=softplus,
         reverse=reverse,
-        threads=torch.get_num_threads(),
+        sharing=inputs.sharing,
+        blocks=blocks,
+        threads=threads,
+        parts=min(equal, blocks),
+        segments=1,
     )
-    call.u, call.dt, call.B, call.C, call.z = map(_view, (u, dt, B, weights, z))
-    call.A, call.D, call.dt_bias, call.h = map(_pointer, (A, D, dt_bias, h))
-    _library().gigavim_scan_plan(ctypes.byref(call))
-    return _Inputs(u, dt, A, B, C, D, z, dt_bias, h), call
-
-
-def _dense_tokens(tensor: Tensor) -> Tensor:
-    """Return a tensor (b, l, ...) whose values of one token lie side by side, copied if need be."""
-    return tensor if tensor[:1, :1].is_contiguous() else tensor.contiguous()
-
-
-def _view(tensor: Tensor | None) -> _View:
-    if tensor is None:
-        return _View()
-    batch, token = (tensor.stride(i) if tensor.shape[i] > 1 else 0 for i in (0, 1))
-    return _View(tensor.data_ptr(), batch, token)
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _run(function: Callable[[Any], int], call: _Call) -> None:
-    if function(ctypes.byref(call)):
-        raise MemoryError(f"no memory to scan {call.channels} channels of {call.states} states")
-
-
-def _library() -> ctypes.CDLL:
-    library, text = _load()
-    assert library is not None, text
-    return library
-
-
-@functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    """Return the best library and its instruction set, or None and why there is none."""
-    folder = Path(__file__).parent
-    sources = hashlib.sha256((folder / "scan.c").read_bytes() + (folder / "vector.h").read_bytes())
-    reason = "the C library is not built; install gcc or clang, then GigaVim again"
-    for target in TARGETS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
-        path = folder / f"libgigavim_scan-{target}.so"
-        if not path.exists():
-            continue
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            reason = f"the C library does not load: {error}"
-            continue
-        if _sources(library) == sources.hexdigest():
-            return library, target
-        reason = f"{path} is not built from the {folder / 'scan.c'} of today; install GigaVim again"
-    return None, reason
-
-
-def _sources(library: ctypes.CDLL) -> str:
-    value = ctypes.c_char_p.in_dll(library, "gigavim_scan_sources").value or b""
-    return value.decode()
+    weights = B if C is None else C
+    call.u, call.dt, call.B, call.C, call.z = map(library.view, (u, dt, B, weights, z))
+    call.A, call.D, call.dt_bias, call.h, call.offsets = map(
+        library.pointer, (A, D, dt_bias, h, offsets)
+    )
+    return inputs, call

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from gigavim.kernels.packed import scan_each
+
 
 def selective_scan(
     u: Tensor,
@@ -26,8 +28,12 @@ def selective_scan(
     dt_softplus: bool = False,
     h: Tensor | None = None,
     reverse: bool = False,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `gigavim.kernels.selective_scan` as a loop over the tokens."""
+    if offsets is not None:
+        options = {"dt_softplus": dt_softplus, "reverse": reverse}
+        return scan_each(selective_scan, offsets, u, dt, A, B, C, D, z, dt_bias, h, **options)
     batch, length, channels = u.shape
     states = A.shape[1]
     dtype = state_dtype(u)

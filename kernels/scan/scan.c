@@ -6,6 +6,11 @@
  * last, the states are advanced a few at a time in between. All blocks of a part pass a tile before the
  * next tile begins, so that B and C stay in the cache.
  *
+ * Channels are cut into parts for the threads. Where there are fewer blocks than threads, forward cuts
+ * the sequence too. Segments are first summarised, all at once: one maps any state h to exp(A s) h + local,
+ * where s is the sum of its steps and local what it makes of h = 0. Then each is scanned, from the state
+ * that the summaries before it carry the first state to.
+ *
  * Backward stores no states but those at the start of each tile. It visits the tiles from last to
  * first, advances the states again, and then runs the adjoint recurrence against the direction of the
  * scan:
@@ -24,26 +29,39 @@ enum { STATES_FORWARD = 16, STATES_BACKWARD = 4 };
 enum { STATES_FORWARD = 2, STATES_BACKWARD = 2 };
 #endif
 
-/* A tensor (batch, length, ...) whose remaining dimensions are contiguous; strides in elements.
- * Constant B and C are (1, 1, channels, states) with strides of 0, a group for each channel. */
+/* A tensor (batch, length, ...) whose remaining dimensions are contiguous; strides in elements. Sequences
+ * end to end have a batch stride of 0, as is that of every dimension of size 1. Constant B and C are (1, 1, channels, states) with strides of 0, a group for each channel. */
 typedef struct {
     float *data;
     int64_t batch, token;
 } View;
 
-/* One call. Absent tensors are NULL. c_scan.py mirrors this layout. */
+/* One call. Absent tensors are NULL. library.py mirrors this layout. */
 typedef struct {
-    int64_t batch, length, channels, states, B_groups, C_groups, softplus, reverse, threads;
-    int64_t parts, checkpoint_floats;                /* set by gigavim_scan_plan */
+    int64_t sequences, length, channels, states, B_groups, C_groups, softplus, reverse;
+    int64_t sharing, blocks;                         /* channels that share B and C; blocks in all */
+    int64_t threads, parts, segments;
+    const int64_t *offsets;                          /* of sequences end to end, and of their end */
     View u, dt, B, C, z;                             /* B, C: (batch, length, their groups, states) */
-    const float *A, *D, *dt_bias, *h;                /* h: (batch, channels, states) */
+    const float *A, *D, *dt_bias, *h;                /* h: (sequences, channels, states) */
     View y;
-    float *h_last, *s, *checkpoints;                 /* s: (batch, channels) */
+    float *h_last, *s, *checkpoints;                 /* s: (sequences, channels) */
+    vec *summaries;                                  /* room that gigavim_scan_forward finds */
     View dy;
     const float *dh_last, *ds;
-    View du, ddt, dz, dB, dC;                        /* dB, dC: those of each part, zeros at first */
-    float *dA, *dD, *dbias, *dh;                 /* for each batch */
+    View du, ddt, dz, dB, dC;                        /* dB, dC: of each part a token, zeros at first */
+    float *dA, *dD, *dbias, *dh;                     /* for each sequence */
 } Scan;
+
+typedef struct {
+    int64_t index, first, length;                    /* its first token is the batch's first-th */
+} Sequence;
+
+INLINE Sequence sequence_at(const Scan *s, int64_t i)
+{
+    if (!s->offsets) return (Sequence){i, 0, s->length};
+    return (Sequence){i, s->offsets[i], s->offsets[i + 1] - s->offsets[i]};
+}
 
 /* LANES channels that share B and C, or the last few of those. */
 typedef struct {
@@ -60,28 +78,30 @@ typedef struct {
     int64_t stride;
 } Rows;
 
-INLINE Rows rows(const Scan *s, View v, int64_t batch, int64_t start, int64_t offset)
+INLINE Rows rows(const Scan *s, View v, Sequence q, int64_t start, int64_t offset)
 {
     Rows r = {0};
     if (!v.data) return r;
-    int64_t token = s->reverse ? s->length - 1 - start : start;
-    r.first = v.data + batch * v.batch + token * v.token + offset;
+    int64_t token = q.first + (s->reverse ? q.length - 1 - start : start);
+    r.first = v.data + q.index * v.batch + token * v.token + offset;
     r.stride = s->reverse ? -v.token : v.token;
     return r;
 }
 
 INLINE float *row(Rows r, int64_t i) { return r.first + i * r.stride; }
 
-INLINE int64_t tile_at(const Scan *s, int64_t start)
+INLINE int64_t tiles_of(Sequence q) { return (q.length + TILE - 1) / TILE; }
+
+INLINE int64_t tile_at(Sequence q, int64_t start)
 {
-    return s->length - start < TILE ? s->length - start : TILE;
+    return q.length - start < TILE ? q.length - start : TILE;
 }
 
 /* Step sizes of a tile; returns whether every exponent is small enough to need no clamp. */
-INLINE int load_steps(const Scan *s, const Block *k, int64_t batch, int64_t start, vec *step, vec *slope)
+INLINE int load_steps(const Scan *s, const Block *k, Sequence q, int64_t start, vec *step, vec *slope)
 {
-    int64_t tile = tile_at(s, start);
-    Rows dt = rows(s, s->dt, batch, start, k->channel);
+    int64_t tile = tile_at(q, start);
+    Rows dt = rows(s, s->dt, q, start, k->channel);
     vec longest = {0};
     for (int64_t i = 0; i < tile; i++) {
         vec x = load(row(dt, i), k->count) + k->bias;
@@ -95,35 +115,35 @@ INLINE int load_steps(const Scan *s, const Block *k, int64_t batch, int64_t star
     return most * k->rate < 126;
 }
 
-/* Advance `count` states through a tile and add what they contribute to the output. */
-INLINE void advance(const int count, const int clamped, const Block *k, int64_t n, int64_t tile,
-                    Rows B, Rows C, const vec *step, const vec *drive, vec *y)
+/* Advance `count` states through a tile and add what they contribute to the output, if there is one. */
+INLINE void advance(const int count, const int clamped, const int output, const Block *k, int64_t n,
+                    int64_t tile, Rows B, Rows C, const vec *step, const vec *drive, vec *y)
 {
     vec h[STATES_FORWARD], A[STATES_FORWARD];
     UNROLL for (int j = 0; j < count; j++) { h[j] = k->h[n + j]; A[j] = k->A[n + j]; }
     for (int64_t i = 0; i < tile; i++) {
-        const float *b = row(B, i) + n, *c = row(C, i) + n;
+        const float *b = row(B, i) + n, *c = output ? row(C, i) + n : b;
         vec d = step[i], x = drive[i], out = y[i];
         UNROLL for (int j = 0; j < count; j++) {
             vec a = clamped ? exp2_clamped(d, A[j]) : exp2_of(d, A[j]);
             h[j] = a * h[j] + x * b[j];
-            out += h[j] * c[j];
+            if (output) out += h[j] * c[j];
         }
-        y[i] = out;
+        if (output) y[i] = out;
     }
     UNROLL for (int j = 0; j < count; j++) k->h[n + j] = h[j];
 }
 
-static void forward_tile(const Scan *s, Block *k, int64_t batch, int64_t start)
+INLINE void forward_tile(const int output, const Scan *s, Block *k, Sequence q, int64_t start)
 {
-    int64_t tile = tile_at(s, start), states = s->states, count = k->count;
-    Rows u = rows(s, s->u, batch, start, k->channel), z = rows(s, s->z, batch, start, k->channel);
-    Rows B = rows(s, s->B, batch, start, k->B);
-    Rows C = rows(s, s->C, batch, start, k->C);
-    Rows out = rows(s, s->y, batch, start, k->channel);
+    int64_t tile = tile_at(q, start), states = s->states, count = k->count;
+    Rows u = rows(s, s->u, q, start, k->channel), z = rows(s, s->z, q, start, k->channel);
+    Rows B = rows(s, s->B, q, start, k->B);
+    Rows C = rows(s, s->C, q, start, k->C);
+    Rows out = rows(s, s->y, q, start, k->channel);
     vec step[TILE], drive[TILE], y[TILE], sum = {0};
 
-    int small = load_steps(s, k, batch, start, step, NULL);
+    int small = load_steps(s, k, q, start, step, NULL);
     for (int64_t i = 0; i < tile; i++) {
         vec x = load(row(u, i), count);
         sum += step[i];
@@ -134,12 +154,12 @@ static void forward_tile(const Scan *s, Block *k, int64_t batch, int64_t start)
     int64_t n = 0;
     if (small) {
         for (; n + STATES_FORWARD <= states; n += STATES_FORWARD)
-            advance(STATES_FORWARD, 0, k, n, tile, B, C, step, drive, y);
-        for (; n < states; n++) advance(1, 0, k, n, tile, B, C, step, drive, y);
+            advance(STATES_FORWARD, 0, output, k, n, tile, B, C, step, drive, y);
+        for (; n < states; n++) advance(1, 0, output, k, n, tile, B, C, step, drive, y);
     } else {
-        for (; n < states; n++) advance(1, 1, k, n, tile, B, C, step, drive, y);
+        for (; n < states; n++) advance(1, 1, output, k, n, tile, B, C, step, drive, y);
     }
-    if (!out.first) return;
+    if (!output) return;
     for (int64_t i = 0; i < tile; i++) {
         if (z.first) {
             vec gate = load(row(z, i), count);
@@ -164,37 +184,25 @@ static void scatter(const vec *from, float *to, const Block *k, int64_t states)
         for (int64_t n = 0; n < states; n++) to[(k->channel + c) * states + n] = from[n][c];
 }
 
-static int64_t greatest_divisor(int64_t a, int64_t b) { return b ? greatest_divisor(b, a % b) : a; }
-
-/* How many neighbouring channels share both B and C. */
-static int64_t sharing(const Scan *s)
-{
-    return greatest_divisor(s->channels / s->B_groups, s->channels / s->C_groups);
-}
-
-static int64_t blocks_of(const Scan *s)
-{
-    int64_t size = sharing(s);
-    return size ? s->channels / size * ((size + LANES - 1) / LANES) : 0;
-}
-
-static int64_t tiles_of(const Scan *s) { return (s->length + TILE - 1) / TILE; }
-
 /* The states of a block before a tile, as they lie in its registers. */
-static float *checkpoint(const Scan *s, const Block *k, int64_t batch, int64_t tile)
+static float *checkpoint(const Scan *s, const Block *k, Sequence q, int64_t tile)
 {
-    return s->checkpoints + ((batch * tiles_of(s) + tile) * blocks_of(s) + k->index) * s->states * LANES;
+    /* Sequences of any lengths have room for their tiles when each has one to spare. */
+    int64_t first = (s->offsets ? q.first : q.index * s->length) / TILE + q.index;
+    return s->checkpoints + ((first + tile) * s->blocks + k->index) * s->states * LANES;
 }
 
-/* The blocks first..last-1 with room for their vectors; NULL without memory. */
-static Block *new_blocks(const Scan *s, int64_t batch, int64_t first, int64_t last)
+/* The blocks of a part with room for their vectors; NULL without memory. */
+static Block *new_blocks(const Scan *s, Sequence q, int64_t part, Block **end)
 {
-    int64_t states = s->states, size = sharing(s), count = last - first;
+    int64_t first = s->blocks * part / s->parts, count = s->blocks * (part + 1) / s->parts - first;
+    int64_t states = s->states, size = s->sharing;
     int64_t blocks_sharing = (size + LANES - 1) / LANES;
     size_t bytes = count * (sizeof(Block) + 4 * states * sizeof(vec));
     Block *blocks = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!blocks) return NULL;
-    vec *room = (vec *)(blocks + count);
+    *end = blocks + count;
+    vec *room = (vec *)*end;
     for (int64_t i = 0; i < count; i++) {
         Block *k = blocks + i;
         k->index = first + i;
@@ -207,10 +215,10 @@ static Block *new_blocks(const Scan *s, int64_t batch, int64_t first, int64_t la
         room += 4 * states;
         k->D = s->D ? load(s->D + k->channel, k->count) : all(0);
         k->bias = s->dt_bias ? load(s->dt_bias + k->channel, k->count) : all(0);
-        k->ds = s->ds ? load(s->ds + batch * s->channels + k->channel, k->count) : all(0);
+        k->ds = s->ds ? load(s->ds + q.index * s->channels + k->channel, k->count) : all(0);
         k->sum = k->dD = k->dbias = all(0);
         gather(s->A, k->A, k, states, 1.44269504f);
-        int64_t offset = batch * s->channels * states;
+        int64_t offset = q.index * s->channels * states;
         gather(s->h ? s->h + offset : NULL, k->h, k, states, 1);
         gather(s->dh_last ? s->dh_last + offset : NULL, k->g, k, states, 1);
         vec rate = {0};
@@ -224,23 +232,61 @@ static Block *new_blocks(const Scan *s, int64_t batch, int64_t first, int64_t la
     return blocks;
 }
 
-static int forward_part(const Scan *s, int64_t batch, int64_t part, int64_t first, int64_t last)
+/* What a segment makes of a state of zero: the sum of its steps, then its states. */
+static vec *summary(const Scan *s, const Block *k, Sequence q, int64_t segment)
 {
-    (void)part;
-    int64_t states = s->states, state = s->channels * states, tiles = tiles_of(s);
-    Block *blocks = new_blocks(s, batch, first, last), *end = blocks + (last - first);
+    return s->summaries + ((q.index * s->segments + segment) * s->blocks + k->index) * (1 + s->states);
+}
+
+/* Carry a block to the start of a segment. The first segment has left its state itself. */
+static void carry(const Scan *s, Block *k, Sequence q, int64_t segment)
+{
+    for (int64_t i = 0; i < segment; i++) {
+        const vec *past = summary(s, k, q, i);
+        for (int64_t n = 0; n < s->states; n++)
+            k->h[n] = (i ? exp2_clamped(past[0], k->A[n]) * k->h[n] : all(0)) + past[1 + n];
+        k->sum += past[0];
+    }
+}
+
+/* Advance the blocks of a part through a segment: as it is scanned, or from zero for its summary. */
+static int advance_part(const Scan *s, Sequence q, int64_t part, int64_t segment, int scans)
+{
+    int64_t states = s->states, tiles = tiles_of(q), after = segment + 1;
+    Block *end, *blocks = new_blocks(s, q, part, &end);
     if (!blocks) return 1;
-    for (int64_t tile = 0; tile < tiles; tile++)
+    for (Block *k = blocks; k < end; k++) {
+        if (scans) carry(s, k, q, segment);
+        else memset(k->h, 0, states * sizeof(vec));
+    }
+    for (int64_t i = tiles * segment / s->segments; i < tiles * after / s->segments; i++)
         for (Block *k = blocks; k < end; k++) {
-            if (s->checkpoints) memcpy(checkpoint(s, k, batch, tile), k->h, states * sizeof(vec));
-            forward_tile(s, k, batch, tile * TILE);
+            if (scans && s->checkpoints) memcpy(checkpoint(s, k, q, i), k->h, states * sizeof(vec));
+            if (scans && s->y.data) forward_tile(1, s, k, q, i * TILE);
+            else forward_tile(0, s, k, q, i * TILE);
         }
     for (Block *k = blocks; k < end; k++) {
-        scatter(k->h, s->h_last + batch * state, k, states);
-        if (s->s) store(s->s + batch * s->channels + k->channel, k->sum, k->count);
+        if (after == s->segments) {
+            scatter(k->h, s->h_last + q.index * s->channels * states, k, states);
+            store(s->s + q.index * s->channels + k->channel, k->sum, k->count);
+        } else if (segment == 0 || !scans) {
+            vec *room = summary(s, k, q, segment);
+            room[0] = k->sum;
+            memcpy(room + 1, k->h, states * sizeof(vec));
+        }
     }
     free(blocks);
     return 0;
+}
+
+static int summarise_part(const Scan *s, Sequence q, int64_t part, int64_t segment)
+{
+    return advance_part(s, q, part, segment, segment == 0);
+}
+
+static int forward_part(const Scan *s, Sequence q, int64_t part, int64_t segment)
+{
+    return advance_part(s, q, part, segment, 1);
 }
 
 /* Advance `count` states through a tile again, then follow their gradients back through it. */
@@ -287,17 +333,17 @@ INLINE void adjoint(const int count, const int clamped, const Block *k, int64_t 
 }
 
 /* Gradients of one block over a tile; those of B and C are added to dB and dC, (tile, states). */
-static void backward_tile(const Scan *s, Block *k, int64_t batch, int64_t start, vec *dB, vec *dC)
+static void backward_tile(const Scan *s, Block *k, Sequence q, int64_t start, vec *dB, vec *dC)
 {
-    int64_t tile = tile_at(s, start), states = s->states, count = k->count;
-    Rows u = rows(s, s->u, batch, start, k->channel), z = rows(s, s->z, batch, start, k->channel);
-    Rows B = rows(s, s->B, batch, start, k->B);
-    Rows C = rows(s, s->C, batch, start, k->C);
-    Rows dout = rows(s, s->dy, batch, start, k->channel), dz = rows(s, s->dz, batch, start, k->channel);
-    Rows du = rows(s, s->du, batch, start, k->channel), ddt = rows(s, s->ddt, batch, start, k->channel);
+    int64_t tile = tile_at(q, start), states = s->states, count = k->count;
+    Rows u = rows(s, s->u, q, start, k->channel), z = rows(s, s->z, q, start, k->channel);
+    Rows B = rows(s, s->B, q, start, k->B);
+    Rows C = rows(s, s->C, q, start, k->C);
+    Rows dout = rows(s, s->dy, q, start, k->channel), dz = rows(s, s->dz, q, start, k->channel);
+    Rows du = rows(s, s->du, q, start, k->channel), ddt = rows(s, s->ddt, q, start, k->channel);
     vec step[TILE], slope[TILE], drive[TILE], y[TILE], dy[TILE], ddrive[TILE], dlog[TILE];
 
-    int small = load_steps(s, k, batch, start, step, slope);
+    int small = load_steps(s, k, q, start, step, slope);
     for (int64_t i = 0; i < tile; i++) {
         vec x = load(row(u, i), count);
         drive[i] = step[i] * x;
@@ -334,39 +380,42 @@ static void backward_tile(const Scan *s, Block *k, int64_t batch, int64_t start,
     }
 }
 
-/* Add the sums over lanes to the tile's rows of the part's dB or dC. */
-static void add_totals(const Scan *s, View gradient, int64_t unit, int64_t offset, int64_t start, const vec *sums)
+/* Add the sums over lanes to the tile's rows of dB or dC, at an offset in each. */
+static void add_totals(const Scan *s, View gradient, Sequence q, int64_t offset, int64_t start,
+                       const vec *sums)
 {
-    Rows to = rows(s, gradient, unit, start, offset);
+    Rows to = rows(s, gradient, q, start, offset);
     if (!to.first) return;
-    for (int64_t i = 0; i < tile_at(s, start); i++)
+    for (int64_t i = 0; i < tile_at(q, start); i++)
         for (int64_t n = 0; n < s->states; n++) row(to, i)[n] += total(sums[i * s->states + n]);
 }
 
-static int backward_part(const Scan *s, int64_t batch, int64_t part, int64_t first, int64_t last)
+static int backward_part(const Scan *s, Sequence q, int64_t part, int64_t segment)
 {
-    int64_t states = s->states, state = s->channels * states, unit = batch * s->parts + part;
+    (void)segment;
+    int64_t states = s->states, state = s->channels * states;
+    int64_t own_B = part * s->B_groups * states, own_C = part * s->C_groups * states;
     size_t size = TILE * states * sizeof(vec);
-    Block *blocks = new_blocks(s, batch, first, last), *end = blocks + (last - first);
+    Block *end, *blocks = new_blocks(s, q, part, &end);
     vec *dB = aligned_alloc(64, size ? 2 * size : 64), *dC = dB + TILE * states;
     if (!blocks || !dB) {
         free(blocks);
         free(dB);
         return 1;
     }
-    for (int64_t tile = tiles_of(s); tile-- > 0;)
+    for (int64_t i = tiles_of(q); i-- > 0;)
         for (Block *k = blocks; k < end; k++) {
             if (k == blocks || k->B != k[-1].B) memset(dB, 0, size);
             if (k == blocks || k->C != k[-1].C) memset(dC, 0, size);
-            memcpy(k->h, checkpoint(s, k, batch, tile), states * sizeof(vec));
-            backward_tile(s, k, batch, tile * TILE, dB, dC);
-            if (k + 1 == end || k->B != k[1].B) add_totals(s, s->dB, unit, k->B, tile * TILE, dB);
-            if (k + 1 == end || k->C != k[1].C) add_totals(s, s->dC, unit, k->C, tile * TILE, dC);
+            memcpy(k->h, checkpoint(s, k, q, i), states * sizeof(vec));
+            backward_tile(s, k, q, i * TILE, dB, dC);
+            if (k + 1 == end || k->B != k[1].B) add_totals(s, s->dB, q, own_B + k->B, i * TILE, dB);
+            if (k + 1 == end || k->C != k[1].C) add_totals(s, s->dC, q, own_C + k->C, i * TILE, dC);
         }
     for (Block *k = blocks; k < end; k++) {
-        int64_t offset = batch * s->channels + k->channel;
-        scatter(k->dA, s->dA + batch * state, k, states);
-        scatter(k->g, s->dh + batch * state, k, states);
+        int64_t offset = q.index * s->channels + k->channel;
+        scatter(k->dA, s->dA + q.index * state, k, states);
+        scatter(k->g, s->dh + q.index * state, k, states);
         store(s->dD + offset, k->dD, k->count);
         store(s->dbias + offset, k->dbias, k->count);
     }
@@ -375,10 +424,10 @@ static int backward_part(const Scan *s, int64_t batch, int64_t part, int64_t fir
     return 0;
 }
 
-/* Run the parts of all batches over the threads; nonzero without memory. */
-static int run(const Scan *s, int (*work)(const Scan *, int64_t, int64_t, int64_t, int64_t))
+/* Run the parts of all sequences, in segments from..to-1, over the threads; nonzero without memory. */
+static int run(const Scan *s, int (*work)(const Scan *, Sequence, int64_t, int64_t), int64_t from, int64_t to)
 {
-    int64_t blocks = blocks_of(s), units = s->batch * s->parts;
+    int64_t segments = to - from, units = s->sequences * s->parts * segments;
     int failed = 0;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(s->threads) reduction(| : failed)
@@ -390,12 +439,11 @@ static int run(const Scan *s, int (*work)(const Scan *, int64_t, int64_t, int64_
         _mm_setcsr(mode | 0x8040);
 #endif
 #if defined(_OPENMP)
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
 #endif
         for (int64_t unit = 0; unit < units; unit++) {
-            int64_t batch = unit / s->parts, part = unit % s->parts;
-            int64_t first = blocks * part / s->parts, last = blocks * (part + 1) / s->parts;
-            if (first < last) failed |= work(s, batch, part, first, last);
+            Sequence q = sequence_at(s, unit / segments / s->parts);
+            failed |= work(s, q, unit / segments % s->parts, from + unit % segments);
         }
 #if defined(__SSE__)
         _mm_setcsr(mode);
@@ -404,17 +452,21 @@ static int run(const Scan *s, int (*work)(const Scan *, int64_t, int64_t, int64_
     return failed;
 }
 
-/* What this is built from, so that c_scan.py never calls a build that its structures do not fit. */
+/* What this is built from, so that library.py never calls a build that its structures do not fit. */
 const char *const gigavim_scan_sources = SOURCES;
+const int64_t gigavim_scan_lanes = LANES, gigavim_scan_tile = TILE;
 
-/* Say into how many parts the channels are cut, so that the threads have equal work, and how much room
- * the checkpoints take. */
-void gigavim_scan_plan(Scan *s)
+int gigavim_scan_forward(Scan *s)
 {
-    int64_t blocks = blocks_of(s), parts = s->threads / greatest_divisor(s->batch, s->threads);
-    s->parts = parts < blocks ? parts : blocks;
-    s->checkpoint_floats = s->batch * tiles_of(s) * blocks * s->states * LANES;
+    if (s->segments == 1) return run(s, forward_part, 0, 1);
+    size_t bytes = s->sequences * s->segments * s->blocks * (1 + s->states) * sizeof(vec);
+    s->summaries = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!s->summaries) return 1;
+    int64_t last = s->segments - 1;
+    /* Without an output, nothing but the last state is wanted. */
+    int failed = run(s, summarise_part, 0, last) || run(s, forward_part, s->y.data ? 1 : last, last + 1);
+    free(s->summaries);
+    return failed;
 }
 
-int gigavim_scan_forward(const Scan *s) { return run(s, forward_part); }
-int gigavim_scan_backward(const Scan *s) { return run(s, backward_part); }
+int gigavim_scan_backward(Scan *s) { return run(s, backward_part, 0, 1); }

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
+from gigavim.kernels.packed import scan_each
 from gigavim.kernels.scan.reference import state_dtype, step_sizes
 
 CHUNK = 16
@@ -35,8 +36,12 @@ def selective_scan(
     dt_softplus: bool = False,
     h: Tensor | None = None,
     reverse: bool = False,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `gigavim.kernels.selective_scan` chunk beside chunk."""
+    if offsets is not None:
+        options = {"dt_softplus": dt_softplus, "reverse": reverse}
+        return scan_each(selective_scan, offsets, u, dt, A, B, C, D, z, dt_bias, h, **options)
     batch, length, channels = u.shape
     states = A.shape[1]
     dtype = state_dtype(u)

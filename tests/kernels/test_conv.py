@@ -94,3 +94,47 @@ def test_shapes_that_do_not_fit_are_refused(
             torch.zeros(bias),
             halo=None if halo is None else torch.zeros(halo),
         )
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    taps=st.integers(1, 5),
+    reverse=st.booleans(),
+)
+def test_packed_sequences_are_convolved_each_by_itself(
+    lengths: list[int], taps: int, reverse: bool
+) -> None:
+    x, weight, bias = random_inputs(sum(lengths), taps)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    halo = torch.randn(len(lengths), taps - 1, 5, dtype=torch.float64)
+    y, last = causal_conv(x[:1], weight, bias, halo=halo, reverse=reverse, offsets=offsets)
+    parts = x[:1].split(lengths, 1)
+    for i, (part, own) in enumerate(zip(parts, y.split(lengths, 1), strict=True)):
+        expected = causal_conv(part, weight, bias, halo=halo[i : i + 1], reverse=reverse)
+        torch.testing.assert_close((own, last[i : i + 1]), expected)
+
+
+def test_packed_sequences_have_gradients() -> None:
+    x, weight, bias = (tensor.requires_grad_() for tensor in random_inputs(6, 3))
+    offsets = torch.tensor([0, 2, 2, 6])
+    halo = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor) -> tuple[Tensor, Tensor]:
+        return causal_conv(x[:1], weight, bias, halo=halo, offsets=offsets)
+
+    assert torch.autograd.gradcheck(conv, (x, weight, bias, halo))
+
+
+@pytest.mark.parametrize(
+    ("batch", "offsets", "message"),
+    [
+        (2, torch.tensor([0, 9]), r"tokens \(1, l, d\), not torch.int64, \(2,\), of \(2, 9, 5\)"),
+        (1, torch.tensor([0, 8]), r"rise from 0 to 9, not \[0, 8\]"),
+        (1, torch.tensor([0, 5, 4, 9]), "rise from 0 to 9"),
+        (1, torch.tensor([0, 9], dtype=torch.int32), "int64"),
+    ],
+)
+def test_offsets_that_do_not_fit_are_refused(batch: int, offsets: Tensor, message: str) -> None:
+    x, weight, bias = random_inputs(9, 4)
+    with pytest.raises(ValueError, match=message):
+        causal_conv(x[:batch], weight, bias, offsets=offsets)

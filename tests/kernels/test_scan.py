@@ -12,14 +12,14 @@ from torch import Tensor
 
 from gigavim.errors import KernelError
 from gigavim.kernels import combine, scan_backend, scan_summary, selective_scan
-from gigavim.kernels.scan import c_scan, reference, torch_scan
+from gigavim.kernels.scan import c_scan, library, reference, torch_scan
 
 C_SCAN = pytest.param(
     c_scan.selective_scan,
     torch.float32,
     1e-5,
     id="c",
-    marks=pytest.mark.skipif(c_scan.unavailable() is not None, reason=str(c_scan.unavailable())),
+    marks=pytest.mark.skipif(library.unavailable() is not None, reason=str(library.unavailable())),
 )
 SCANS = pytest.mark.parametrize(
     ("scan", "dtype", "bound"),
@@ -273,6 +273,92 @@ def test_summaries_of_segments_combine_to_the_state_after_them(
     assert_near({"h": summary[1]}, {"h": last}, 1e-10 if dtype == torch.float64 else 1e-5)
 
 
+PACKS = pytest.mark.parametrize(
+    "lengths", [[1], [0, 2], [63, 64, 65], [0, 5, 0, 131, 2, 0], [1] * 9, [200, 3]], ids=str
+)
+
+
+def alone(inputs: dict[str, Tensor], i: int, start: int, stop: int) -> dict[str, Tensor]:
+    """Return the inputs of sequence i of several end to end."""
+    one = {k: inputs[k][:, start:stop] for k in ("u", "dt", "B", "C", "z") if inputs[k].ndim > 2}
+    return inputs | one | {"h": inputs["h"][i : i + 1]}
+
+
+@SCANS
+@PACKS
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+@pytest.mark.parametrize("constant", ["", "BC"])
+def test_packed_sequences_are_scanned_each_by_itself(
+    scan: Any,
+    dtype: torch.dtype,
+    bound: float,
+    lengths: list[int],
+    reverse: bool,
+    constant: str,
+    scan_inputs: Any,
+    differentiate: Any,
+    assert_near: Any,
+) -> None:
+    inputs = scan_inputs(1, sum(lengths), 20, 5, constant=constant)
+    inputs["h"] = torch.randn(len(lengths), 20, 5, dtype=torch.float64)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    options = {"dt_softplus": True, "reverse": reverse}
+
+    def one_by_one(**leaves: Tensor) -> tuple[Tensor, Tensor]:
+        each = [
+            reference.selective_scan(**alone(leaves, i, *bounds), **options)
+            for i, bounds in enumerate(pairwise(offsets.tolist()))
+        ]
+        y, h = zip(*each, strict=True)
+        return torch.cat(y, 1), torch.cat(h)
+
+    expected = differentiate(one_by_one, inputs, torch.float64)
+    found = differentiate(scan, inputs, dtype, **options, offsets=offsets)
+    assert_near(found, expected, bound)
+
+
+@PACKS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_packed_sequences_are_summarised_each_by_itself(
+    dtype: torch.dtype, lengths: list[int], scan_inputs: Any
+) -> None:
+    inputs = {k: v.to(dtype) for k, v in scan_inputs(1, sum(lengths), 20, 5).items()}
+    inputs = {k: inputs[k] for k in ("u", "dt", "A", "B", "dt_bias")}
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    s, h = scan_summary(**inputs, dt_softplus=True, offsets=offsets)
+    for i, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        own = {k: inputs[k][:, start:stop] for k in ("u", "dt", "B")}
+        expected = scan_summary(**inputs | own, dt_softplus=True)
+        torch.testing.assert_close((s[i : i + 1], h[i : i + 1]), expected)
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "c"])
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        (torch.tensor([0, 4]), "rise from 0 to 5"),
+        (torch.tensor([1, 5]), "rise from 0 to 5"),
+        (torch.tensor([0, 3, 2, 5]), "rise from 0 to 5"),
+        (torch.tensor([0, 5], dtype=torch.int32), "int64"),
+        (torch.tensor([], dtype=torch.int64), r"\(k \+ 1,\)"),
+    ],
+)
+def test_offsets_that_do_not_fit_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, offsets: Tensor, message: str, scan_inputs: Any
+) -> None:
+    if name == "c" and library.unavailable():
+        pytest.skip(str(library.unavailable()))
+    monkeypatch.setenv("GIGAVIM_SCAN", name)
+    inputs = {k: v.float() for k, v in scan_inputs(1, 5, 4, 3, bare=True).items()}
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**inputs, offsets=offsets)
+
+
+def test_only_a_batch_of_one_holds_packed_sequences(scan_inputs: Any) -> None:
+    with pytest.raises(ValueError, match=r"of tokens \(1, l, d\)"):
+        selective_scan(**scan_inputs(2, 5, 4, 3), offsets=torch.tensor([0, 5]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_summaries_are_differentiable(
     dtype: torch.dtype, scan_inputs: Any, differentiate: Any, assert_near: Any
@@ -321,7 +407,12 @@ def test_the_environment_overrides_the_choice(
 @pytest.mark.parametrize(
     ("asked", "device", "dtype", "message"),
     [
-        ("fast", "cpu", torch.float32, "GIGAVIM_SCAN=fast: there is no such scan; use reference"),
+        (
+            "fast",
+            "cpu",
+            torch.float32,
+            "GIGAVIM_SCAN=fast: there is no such scan; use reference, torch, c",
+        ),
         ("c", "cpu", torch.float64, "GIGAVIM_SCAN=c cannot run: .*no float64; unset it"),
         ("c", "meta", torch.float32, "GIGAVIM_SCAN=c cannot run: .* not on meta; unset it"),
     ],
