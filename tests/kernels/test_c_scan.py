@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gigavim.errors import KernelError
 from gigavim.kernels import scan_backend, selective_scan
@@ -91,6 +92,108 @@ def test_the_number_of_threads_does_not_change_the_result(
         assert torch.equal(found["y"], alone["y"])
         assert torch.equal(found["h"], alone["h"])
         assert_near(found, alone, 1e-5)
+
+
+@needs_library
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+@pytest.mark.parametrize("lengths", [[700], [130, 570], [0, 64, 1000, 1]], ids=str)
+def test_threads_may_share_a_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+    reverse: bool,
+    lengths: list[int],
+    scan_inputs: Any,
+    differentiate: Any,
+    assert_near: Any,
+) -> None:
+    monkeypatch.setattr(c_scan, "SEGMENT", 65)
+    inputs = scan_inputs(1, sum(lengths), 3, 4)
+    inputs["h"] = torch.randn(len(lengths), 3, 4, dtype=torch.float64)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    options = {"dt_softplus": True, "reverse": reverse, "offsets": offsets}
+    torch.set_num_threads(9)
+    found = differentiate(c_scan.selective_scan, inputs, torch.float32, **options)
+    expected = differentiate(reference.selective_scan, inputs, torch.float64, **options)
+    assert_near(found, expected, 1e-5)
+
+    tokens = {k: inputs[k].float() for k in ("dt", "A", "B", "u", "dt_bias")}
+    shared = c_scan.scan_summary(**tokens, **options)
+    torch.set_num_threads(1)
+    torch.testing.assert_close(shared, c_scan.scan_summary(**tokens, **options))
+
+
+OPERATOR_INPUTS = pytest.mark.parametrize(
+    ("options", "offsets"),
+    [
+        ({}, None),
+        ({"groups": 3, "bare": True}, None),
+        ({"constant": "C"}, None),
+        ({"batch": 1}, torch.tensor([0, 3, 70])),
+    ],
+    ids=["", "groups", "constant", "packed"],
+)
+
+
+@needs_library
+@OPERATOR_INPUTS
+@pytest.mark.parametrize("gradients", [False, True], ids=["", "gradients"])
+def test_the_operators_are_what_they_claim_to_be(
+    options: dict[str, Any], offsets: Tensor | None, gradients: bool, scan_inputs: Any
+) -> None:
+    inputs = scan_inputs(**{"batch": 2, "length": 70, "channels": 6, "states": 3} | options)
+    if offsets is not None:
+        inputs["h"] = inputs["h"].repeat(len(offsets) - 1, 1, 1)
+    inputs = {k: v.float().requires_grad_(gradients) for k, v in inputs.items()}
+    weights = [c_scan._per_token(inputs[k]) for k in "BC"]
+    rest = [inputs.get(k) for k in ("D", "z", "dt_bias", "h")]
+    tensors = (inputs["u"], inputs["dt"], inputs["A"], *weights, *rest, offsets)
+    # Deterministic algorithms fill checkpoints with NaN, which is not equal to itself.
+    torch.use_deterministic_algorithms(False)
+    operators = torch.ops.gigavim
+    torch.library.opcheck(operators.scan_forward, (*tensors, True, False, gradients))
+
+    with torch.no_grad():
+        y, h, s, checkpoints = operators.scan_forward(*tensors, True, False, True)
+    detached = [None if x is None else x.detach() for x in tensors]
+    arguments = (*detached, True, False, checkpoints, y, h, s)
+    torch.library.opcheck(operators.scan_backward, arguments)
+
+
+@needs_library
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+def test_a_compiled_scan_is_whole_and_the_same(
+    monkeypatch: pytest.MonkeyPatch, reverse: bool, scan_inputs: Any, differentiate: Any
+) -> None:
+    monkeypatch.delenv("GIGAVIM_SCAN", raising=False)
+    options = {"dt_softplus": True, "reverse": reverse}
+    compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
+    for length in (70, 5):
+        inputs = scan_inputs(2, length, 6, 3)
+        found = differentiate(compiled, inputs, torch.float32, **options)
+        expected = differentiate(selective_scan, inputs, torch.float32, **options)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, msg=name)
+
+
+@needs_library
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_an_exported_scan_is_whole_and_takes_any_length(
+    monkeypatch: pytest.MonkeyPatch, strict: bool, scan_inputs: Any
+) -> None:
+    class Scan(torch.nn.Module):
+        def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return selective_scan(**inputs, dt_softplus=True)
+
+    monkeypatch.delenv("GIGAVIM_SCAN", raising=False)
+    inputs = {k: v.float() for k, v in scan_inputs(2, 70, 6, 3).items()}
+    length = torch.export.Dim("length")
+    lengths = {k: {1: length} if k in ("u", "dt", "B", "C", "z") else None for k in inputs}
+    with torch.no_grad():
+        program = torch.export.export(Scan(), (inputs,), dynamic_shapes=(lengths,), strict=strict)
+        called = [str(node.target) for node in program.graph.nodes]
+        assert called.count("gigavim.scan_forward.default") == 1
+        inputs = {k: v.float() for k, v in scan_inputs(2, 131, 6, 3).items()}
+        torch.testing.assert_close(program.module()(inputs), Scan()(inputs))
 
 
 @needs_library

@@ -63,14 +63,80 @@ def test_values_and_gradients_are_those_of_the_published_operator(
     assert_near({k: v.double() for k, v in found.items()}, expected, bound)
 
 
-def test_gradients_of_the_reference_are_those_of_its_values(scan_inputs: Any) -> None:
-    leaves = {k: v.requires_grad_() for k, v in scan_inputs(2, 5, 4, 3, groups=2).items()}
+@pytest.mark.parametrize(
+    "scan", [reference.selective_scan, torch_scan.selective_scan], ids=["reference", "torch"]
+)
+@pytest.mark.parametrize(
+    ("batch", "length", "offsets"),
+    [(2, 5, None), (1, 33, None), (1, 7, torch.tensor([0, 3, 3, 7]))],
+    ids=["short", "chunks", "packed"],
+)
+def test_gradients_are_those_of_the_values(
+    scan: Any, batch: int, length: int, offsets: Tensor | None, scan_inputs: Any
+) -> None:
+    inputs = scan_inputs(batch, length, 4, 3, groups=2)
+    if offsets is not None:
+        inputs["h"] = inputs["h"].repeat(3, 1, 1)
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
 
-    def scan(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         inputs = dict(zip(leaves, tensors, strict=True))
-        return reference.selective_scan(**inputs, dt_softplus=True, reverse=True)
+        result: tuple[Tensor, Tensor] = scan(
+            **inputs, dt_softplus=True, reverse=True, offsets=offsets
+        )
+        return result
 
-    assert torch.autograd.gradcheck(scan, tuple(leaves.values()))
+    assert torch.autograd.gradcheck(run, tuple(leaves.values()), fast_mode=True)
+
+
+@SCANS
+@pytest.mark.parametrize("length", [1, 2, 3, 15, 16, 17, 63, 64, 65, 97, 128, 131])
+def test_a_sequence_may_have_any_length(
+    scan: Any,
+    dtype: torch.dtype,
+    bound: float,
+    length: int,
+    scan_inputs: Any,
+    differentiate: Any,
+    assert_near: Any,
+) -> None:
+    inputs = scan_inputs(2, length, 5, 3)
+    expected = differentiate(reference.selective_scan, inputs, torch.float64, dt_softplus=True)
+    assert_near(differentiate(scan, inputs, dtype, dt_softplus=True), expected, bound)
+
+
+@SCANS
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+@pytest.mark.parametrize("softplus", [False, True], ids=["", "softplus"])
+@pytest.mark.parametrize("name", ["u", "dt", "B", "C", "z"])
+@pytest.mark.parametrize("token", [0, 40, 63, 64, 149])
+def test_what_is_not_a_number_comes_out_there_and_nowhere_before(
+    scan: Any,
+    dtype: torch.dtype,
+    bound: float,
+    reverse: bool,
+    softplus: bool,
+    name: str,
+    token: int,
+    scan_inputs: Any,
+) -> None:
+    inputs = {k: v.to(dtype) for k, v in scan_inputs(1, 150, 18, 17).items()}
+    if not softplus:
+        inputs["dt"] = inputs["dt"].abs()
+    options = {"dt_softplus": softplus, "reverse": reverse}
+    y, _ = scan(**inputs, **options)
+    inputs[name] = inputs[name].clone()
+    inputs[name][0, token, 2] = torch.nan
+    found, last = scan(**inputs, **options)
+
+    stays = name in ("u", "dt", "B")
+    after = slice(None, token + 1) if reverse else slice(token, None)
+    spoiled = torch.zeros_like(y, dtype=torch.bool)
+    rows = spoiled[:, after] if stays else spoiled[:, token : token + 1]
+    rows[..., slice(None) if name in ("B", "C") else 2] = True
+    assert torch.equal(found.isnan(), spoiled)
+    assert torch.equal(found[~spoiled], y[~spoiled])
+    assert last.isnan().any() == stays
 
 
 SHAPES = pytest.mark.parametrize(
