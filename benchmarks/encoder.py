@@ -1,169 +1,130 @@
-"""How fast Vim-Ti embeds patches and mixes tokens, and in how much memory.
+"""The encoder's figures: ``python benchmarks/encoder.py [reference|tokens|floor]``, by default all.
 
-``python benchmarks/encoder.py`` prints one JSON line a measurement, then one a ratio of two
-measurements of this run. Each is taken in a process of its own, so that its peak memory is its own.
-The weights are random, which changes nothing about speed and makes the features meaningless.
+- reference: images of 224 px, by the scan in use and by its definition;
+- tokens: time of a token and memory by the length of the sequence, whole and in chunks;
+- floor: a long sequence on one core, beside what its parts take alone and in the cache.
+
+One JSON line a result. What `gigavim bench vim` measures beside another model is not repeated here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import platform
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from functools import partial
 
-import psutil
 import torch
+from torch import nn
 
-from gigavim.kernels import scan_backend
+from gigavim.bench import Row
+from gigavim.bench.measure import PeakMemory, alone, best_in_turns, best_of
+from gigavim.bench.vim import Case, measure
+from gigavim.kernels import scan_backend, selective_scan
 from gigavim.models import vim_tiny
+from gigavim.precision import Precision, products_in
 
-PATCHES_AT_ONCE = 4096
-"""As many as a run embeds together."""
-
-
-@dataclass(frozen=True)
-class Case:
-    operation: str
-    tokens: int
-    threads: int
-    chunk: int | None
-
-
-@dataclass(frozen=True)
-class Result(Case):
-    seconds: float
-    cpu_s: float
-    """Of all threads, over which other work on the machine has less power."""
-    tokens_per_s: float
-    peak_mib: float
-    """Above what the model and the tokens given took."""
-    scan: str
-
-
-def measure(case: Case, repeats: int) -> Result:
-    torch.set_num_threads(case.threads)
-    torch.manual_seed(0)
-    encoder = vim_tiny(classes=0).eval()
-    with torch.inference_mode():
-        run = _prepared(case, encoder.embed, encoder.mix)
-        encoder.mix(torch.randn(1, 64, encoder.config.width))  # loads what is loaded on first use
-        with PeakMemory() as peak:
-            seconds, cpu_s = min(_timed(run) for _ in range(repeats))
-    return Result(
-        **asdict(case),
-        seconds=round(seconds, 3),
-        cpu_s=round(cpu_s, 3),
-        tokens_per_s=round(case.tokens / seconds),
-        peak_mib=round(peak.mib),
-        scan=scan_backend("cpu", torch.float32).name,
-    )
-
-
-def _prepared(
-    case: Case, embed: Callable[..., object], mix: Callable[..., object]
-) -> Callable[[], object]:
-    if case.operation == "embed":
-        patches = torch.randn(min(case.tokens, PATCHES_AT_ONCE), 16, 16, 3)
-        rest = case.tokens % len(patches)
-        whole = case.tokens // len(patches)
-        return lambda: [embed(patches) for _ in range(whole)] + [embed(patches[:rest])]
-    tokens = torch.randn(1, case.tokens, 192)
-    return lambda: mix(tokens, chunk=case.chunk)
-
-
-def _timed(run: Callable[[], object]) -> tuple[float, float]:
-    start, cpu_start = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - start, time.process_time() - cpu_start
-
-
-class PeakMemory:
-    """The highest resident memory while its body runs, above that at its start."""
-
-    def __enter__(self) -> PeakMemory:
-        self._process = psutil.Process()
-        self._start = self._highest = self._process.memory_info().rss
-        self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._watcher.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.005):
-            self._highest = max(self._highest, self._process.memory_info().rss)
-
-    @property
-    def mib(self) -> float:
-        return float(self._highest - self._start) / 2**20
-
-
-def ratios(results: list[Result]) -> Iterator[dict[str, object]]:
-    """Compare what differs in one thing only."""
-    found = {(r.operation, r.tokens, r.threads, r.chunk): r for r in results}
-    for r in results:
-        about = {"operation": r.operation, "tokens": r.tokens, "threads": r.threads}
-        one = found.get((r.operation, r.tokens, 1, r.chunk))
-        if one and r.threads > 1:
-            yield {
-                "ratio": "speed to that of 1 thread", **about, "chunk": r.chunk,
-                "value": round(one.seconds / r.seconds, 2),
-            }  # fmt: skip
-        whole = found.get((r.operation, r.tokens, r.threads, None))
-        if whole and r.chunk:
-            yield {
-                "ratio": "speed in chunks to whole", **about, "chunk": r.chunk,
-                "value": round(whole.seconds / r.seconds, 2),
-            }  # fmt: skip
-            yield {
-                "ratio": "memory in chunks to whole", **about, "chunk": r.chunk,
-                "value": round(r.peak_mib / max(1, whole.peak_mib), 2),
-            }  # fmt: skip
-    for operation, threads, chunk in dict.fromkeys(
-        (r.operation, r.threads, r.chunk) for r in results
-    ):
-        like = [
-            r for r in results if (r.operation, r.threads, r.chunk) == (operation, threads, chunk)
-        ]
-        if len(like) > 1:
-            yield {
-                "ratio": f"time of a token among {like[-1].tokens} to one among {like[0].tokens}",
-                "operation": operation, "threads": threads, "chunk": chunk,
-                "value": round(like[0].tokens_per_s / like[-1].tokens_per_s, 2),
-            }  # fmt: skip
+D, E, N, R, DEPTH = 192, 384, 16, 12, 24
+PRODUCTS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time Vim-Ti with random weights on this CPU.")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1_000, 10_000, 50_000])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--chunk", type=int, nargs="*", default=[1024, 4096])
-    parser.add_argument("--repeats", type=int, default=2, help="the best counts")
-    asked = parser.parse_args()
+    figures = {"reference": reference, "tokens": tokens, "floor": floor}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figures", nargs="*", help=", ".join(figures))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="the best counts")
+    args = parser.parse_args()
+    for name in args.figures or figures:
+        for row in figures[name](args.threads, args.rounds):
+            print(json.dumps({"benchmark": f"encoder {name}", **row}), flush=True)
 
-    print(json.dumps({"machine": platform.platform(), "torch": torch.__version__}))
-    results = []
-    spawn = multiprocessing.get_context("spawn")
-    for threads in asked.threads:
-        for tokens in asked.tokens:
-            chunks = [None, *(chunk for chunk in asked.chunk if chunk < tokens)]
-            cases = [Case("embed", tokens, threads, None)]
-            cases += [Case("mix", tokens, threads, chunk) for chunk in chunks]
-            for case in cases:
-                with ProcessPoolExecutor(1, mp_context=spawn) as alone:
-                    results.append(alone.submit(measure, case, asked.repeats).result())
-                print(json.dumps(asdict(results[-1])), flush=True)
-    for ratio in ratios(results):
-        print(json.dumps(ratio))
+
+def reference(threads: int, rounds: int) -> Iterator[Row]:
+    seconds = {}
+    for scan in ("reference", scan_backend("cpu", torch.float32).name):
+        case = Case("Vim-Ti", 224, batch=8, threads=threads, scan=scan)
+        row = alone(measure, case, rounds)
+        seconds[scan] = float(row["seconds"])
+        yield {**row, "times_reference": round(seconds["reference"] / seconds[scan], 1)}
+
+
+def tokens(threads: int, rounds: int) -> Iterator[Row]:
+    for products in PRODUCTS:
+        for power in range(10, 18):
+            yield alone(mix, 2**power, None, threads, products, rounds)
+        for chunk in (1024, 16_384):
+            yield alone(mix, 2**16, chunk, threads, products, rounds)
+
+
+def mix(length: int, chunk: int | None, threads: int, products: Precision, rounds: int) -> Row:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    encoder = vim_tiny(classes=0).eval()
+    sequence = torch.randn(1, length, D)
+    with torch.inference_mode(), products_in(products, "cpu"):
+        encoder.mix(sequence[:, :64])  # loads what is loaded on first use
+        with PeakMemory() as peak:
+            encoder.mix(sequence, chunk=chunk)
+        seconds, cpu_s = best_of(
+            lambda: encoder.mix(sequence, chunk=chunk), least=rounds, seconds=2
+        )
+    return {
+        "tokens": length,
+        "chunk": chunk or length,
+        "threads": threads,
+        "products": products,
+        "seconds": round(seconds, 3),
+        "cpu_s": round(cpu_s, 3),
+        "us_per_token": round(seconds / length * 1e6, 1),
+        "tokens_per_s": round(length / seconds),
+        "peak_mib": round(peak.mib),
+        "scan": scan_backend("cpu", torch.float32).name,
+    }
+
+
+def floor(threads: int, rounds: int) -> Iterator[Row]:
+    for products in PRODUCTS:
+        us = alone(parts, threads, products, rounds)
+        whole = alone(mix, 2**14, None, threads, products, rounds)
+        best = sum(us.values())
+        yield {
+            **whole,
+            **{f"{name}_us": round(value, 1) for name, value in us.items()},
+            "floor_us": round(best, 1),
+            "of_floor": round(best / float(whole["us_per_token"]), 2),
+        }
+
+
+def parts(threads: int, products: Precision, rounds: int) -> dict[str, float]:
+    """Return the microseconds of a token that the parts of all blocks take alone, in the cache.
+
+    Norm and convolution are left out: together they are less than a tenth.
+    """
+    torch.set_num_threads(threads)
+    length = 1024
+    inner, step, gate = torch.randn(3, 1, length, E).unbind()
+    weights = torch.randn(1, length, N)
+    A, bias = -torch.arange(1.0, N + 1).repeat(E, 1), torch.linspace(-7, -2.25, E)
+    linear = {
+        "in_proj": (nn.Linear(D, 2 * E), torch.randn(1, length, D)),
+        "x_proj": (nn.Linear(E, R + 2 * N), inner),
+        "dt_proj": (nn.Linear(R, E), torch.randn(1, length, R)),
+        "out_proj": (nn.Linear(E, D), inner),
+    }
+    half = torch.bfloat16 if products == "bfloat16" else torch.float32
+    work: dict[str, Callable[[], object]] = {
+        name: partial(layer.to(half), given.to(half)) for name, (layer, given) in linear.items()
+    }
+    work["scan"] = partial(
+        selective_scan, inner, step, A, weights, weights, bias, gate, bias, dt_softplus=True
+    )
+    with torch.inference_mode():
+        seconds = best_in_turns(work, 50 * rounds)
+    both = {"x_proj", "dt_proj", "scan"}  # each direction has its own
+    return {
+        name: DEPTH * (2 if name in both else 1) * s / length * 1e6 for name, s in seconds.items()
+    }
 
 
 if __name__ == "__main__":

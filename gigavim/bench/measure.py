@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import psutil
 
@@ -26,12 +26,22 @@ def best_in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) 
     return best
 
 
-def best_of(work: Callable[[], object], *, least: int, seconds: float) -> float:
-    """Return the seconds of the best of at least `least` rounds, more while there is time."""
-    best, begun, done = float("inf"), time.perf_counter(), 0
-    while done < least or time.perf_counter() - begun < seconds:
-        best, done = min(best, best_in_turns({"": work}, 1)[""]), done + 1
-    return best
+class Best(NamedTuple):
+    """The least that any round took."""
+
+    seconds: float
+    cpu_s: float
+    """Of all threads; what else the machine does has less power over it."""
+
+
+def best_of(work: Callable[[], object], *, least: int, seconds: float) -> Best:
+    """Return the best of at least `least` rounds, more while `seconds` have not passed."""
+    begun, rounds = time.perf_counter(), list[Best]()
+    while len(rounds) < least or time.perf_counter() - begun < seconds:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        work()
+        rounds.append(Best(time.perf_counter() - start, time.process_time() - cpu_start))
+    return Best(min(r.seconds for r in rounds), min(r.cpu_s for r in rounds))
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
