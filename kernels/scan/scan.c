@@ -115,15 +115,18 @@ INLINE int load_steps(const Scan *s, const Block *k, Sequence q, int64_t start, 
     return most * k->rate < 126;
 }
 
-/* Advance `count` states through a tile and add what they contribute to the output, if there is one. */
+/* Advance `count` states through a tile and add what they contribute to the output, if there is one.
+ * Bring in what the next block will need, whose rows no hardware foresees. */
 INLINE void advance(const int count, const int clamped, const int output, const Block *k, int64_t n,
-                    int64_t tile, Rows B, Rows C, const vec *step, const vec *drive, vec *y)
+                    int64_t tile, Rows B, Rows C, const vec *step, const vec *drive, vec *y, const Rows next[4])
 {
     vec h[STATES_FORWARD], A[STATES_FORWARD];
     UNROLL for (int j = 0; j < count; j++) { h[j] = k->h[n + j]; A[j] = k->A[n + j]; }
     for (int64_t i = 0; i < tile; i++) {
         const float *b = row(B, i) + n, *c = output ? row(C, i) + n : b;
         vec d = step[i], x = drive[i], out = y[i];
+        if (n == 0)
+            UNROLL for (int j = 0; j < 4; j++) __builtin_prefetch(row(next[j], i));
         UNROLL for (int j = 0; j < count; j++) {
             vec a = clamped ? exp2_clamped(d, A[j]) : exp2_of(d, A[j]);
             h[j] = a * h[j] + x * b[j];
@@ -137,10 +140,13 @@ INLINE void advance(const int count, const int clamped, const int output, const 
 INLINE void forward_tile(const int output, const Scan *s, Block *k, Sequence q, int64_t start)
 {
     int64_t tile = tile_at(q, start), states = s->states, count = k->count;
+    int64_t after = k->channel + count;
     Rows u = rows(s, s->u, q, start, k->channel), z = rows(s, s->z, q, start, k->channel);
     Rows B = rows(s, s->B, q, start, k->B);
     Rows C = rows(s, s->C, q, start, k->C);
     Rows out = rows(s, s->y, q, start, k->channel);
+    Rows next[4] = {rows(s, s->u, q, start, after), rows(s, s->dt, q, start, after),
+                    rows(s, s->z, q, start, after), rows(s, s->y, q, start, after)};
     vec step[TILE], drive[TILE], y[TILE], sum = {0};
 
     int small = load_steps(s, k, q, start, step, NULL);
@@ -154,10 +160,10 @@ INLINE void forward_tile(const int output, const Scan *s, Block *k, Sequence q, 
     int64_t n = 0;
     if (small) {
         for (; n + STATES_FORWARD <= states; n += STATES_FORWARD)
-            advance(STATES_FORWARD, 0, output, k, n, tile, B, C, step, drive, y);
-        for (; n < states; n++) advance(1, 0, output, k, n, tile, B, C, step, drive, y);
+            advance(STATES_FORWARD, 0, output, k, n, tile, B, C, step, drive, y, next);
+        for (; n < states; n++) advance(1, 0, output, k, n, tile, B, C, step, drive, y, next);
     } else {
-        for (; n < states; n++) advance(1, 1, output, k, n, tile, B, C, step, drive, y);
+        for (; n < states; n++) advance(1, 1, output, k, n, tile, B, C, step, drive, y, next);
     }
     if (!output) return;
     for (int64_t i = 0; i < tile; i++) {

@@ -143,10 +143,10 @@ def test_the_operators_are_what_they_claim_to_be(
     inputs = scan_inputs(**{"batch": 2, "length": 70, "channels": 6, "states": 3} | options)
     if offsets is not None:
         inputs["h"] = inputs["h"].repeat(len(offsets) - 1, 1, 1)
+    inputs |= {k: c_scan._per_token(inputs[k]) for k in "BC"}
     inputs = {k: v.float().requires_grad_(gradients) for k, v in inputs.items()}
-    weights = [c_scan._per_token(inputs[k]) for k in "BC"]
-    rest = [inputs.get(k) for k in ("D", "z", "dt_bias", "h")]
-    tensors = (inputs["u"], inputs["dt"], inputs["A"], *weights, *rest, offsets)
+    names = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "h")
+    tensors = (*map(inputs.get, names), offsets)
     # Deterministic algorithms fill checkpoints with NaN, which is not equal to itself.
     torch.use_deterministic_algorithms(False)
     operators = torch.ops.gigavim
