@@ -11,8 +11,10 @@ adds them up, so that the order of the sum is always the same; so with A, D and 
 chunks.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# A kernel has no types that mypy knows.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+# ruff: noqa: N815, RUF005, SIM102
+# Triton compiles less than Python: a kernel has no types, and what is known to the compiler must be
+# an if of its own.
 
 from __future__ import annotations
 
@@ -21,10 +23,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gigavim.kernels.scan.triton_kernels import (
+from gigavim.kernels.scan.triton_tile import (
     LOG2E,
     below_both,
-    channels_of,
     incoming,
     load,
     load_optional,
@@ -85,6 +86,7 @@ def backward(
     B_WIDTH: tl.constexpr, C_WIDTH: tl.constexpr, SOFTPLUS: tl.constexpr, UNROLL: tl.constexpr,
     SEGMENT: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
+    """Write the gradients of all inputs, or parts of them that PyTorch adds up."""
     for i in tl.static_range(len(directions)):
         if tl.program_id(2) == i:
             _backward(
@@ -104,7 +106,9 @@ def _backward(
     block = tl.program_id(0) % blocks
     chunk = tl.program_id(0) // blocks
     sequence, first, behind, start, stop = place(chunk, chunks)
-    d = channels_of(block, BLOCK)
+    # Wide accesses, which `channels_of` avoids, are welcome here: they give each lane 4 x 4 states
+    # and channels, which makes the sums over either short.
+    d = block * BLOCK + tl.arange(0, BLOCK)
     n = tl.arange(0, STATES)
     d_mask = d < D
     mask = below_both(n, d, N, D, BLOCK, STATES)
@@ -125,7 +129,7 @@ def _backward(
     begin = tl.where(p.reverse, stop - 1, start)
     count = stop - start
     last = tl.maximum(count - 1, 0) // UNROLL
-    for back in range(0, tl.cdiv(count, UNROLL)):
+    for back in range(tl.cdiv(count, UNROLL)):
         part = (last - back) * UNROLL
         segment = part // SEGMENT * SEGMENT
         row = (start + segment) // SEGMENT + chunk

@@ -14,8 +14,10 @@ downwards. Sequences, of equal lengths or packed, lie one after another in (toke
 token numbers are 64 bits wide. `triton_backward` holds the gradients.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# A kernel has no types that mypy knows.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+# ruff: noqa: RUF005, SIM102
+# Triton compiles less than Python: a kernel has no types, and what is known to the compiler must be
+# an if of its own.
 
 from __future__ import annotations
 
@@ -24,24 +26,25 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from gigavim.kernels.scan.triton_tile import (
+    LOG2E,
+    below,
+    below_both,
+    channels_of,
+    incoming,
+    load,
+    load_optional,
+    load_step,
+    load_weights,
+    place,
+    rates,
+    sigmoid,
+    store,
+    weight_offsets,
+)
+
 ROWS = tl.constexpr(16)
 """Chunks that `prefix` combines at once."""
-HUGE = tl.constexpr(1e30)
-
-
-class Chunks(NamedTuple):
-    """Where the chunks lie: by arithmetic if all sequences are equally long, else by table."""
-
-    size: int
-    """Tokens in a chunk; the last one of a sequence may have fewer."""
-    length: int
-    """Tokens in a sequence."""
-    per_sequence: int
-    table: Any
-    """Or None. Sequence, start and stop of each chunk, (chunks, 3); beyond the last chunk start = stop."""
-    first: Any
-    """Or None. The number of the first chunk of each sequence, and of all chunks, (sequences + 1)."""
 
 
 class Summarise(NamedTuple):
@@ -108,150 +111,6 @@ class Scan(NamedTuple):
 
 
 @triton.jit
-def load(pointer, mask, FLOAT: tl.constexpr):
-    """Load as FLOAT; zero where masked."""
-    if mask is None:
-        value = tl.load(pointer)
-    else:
-        value = tl.load(pointer, mask, 0.0)
-    return value.to(FLOAT)
-
-
-@triton.jit
-def store(pointer, value, mask):
-    if mask is None:
-        tl.store(pointer, value.to(pointer.dtype.element_ty))
-    else:
-        tl.store(pointer, value.to(pointer.dtype.element_ty), mask)
-
-
-@triton.jit
-def channels_of(block, BLOCK: tl.constexpr):
-    """Return the channels of a block, such that no access to them is known to be aligned.
-
-    Wider accesses would make the compiler spread the states over lanes, which then exchange them
-    at every token. The second axis of the grid has one program, number 0; it does not know.
-    """
-    return block * BLOCK + tl.program_id(1) + tl.arange(0, BLOCK)
-
-
-@triton.jit
-def below(index, limit: tl.constexpr, SIZE: tl.constexpr):
-    """Return which of SIZE indices at a time are below the limit, or None if all are for sure."""
-    if limit % SIZE == 0:
-        return None
-    else:
-        return index < limit
-
-
-@triton.jit
-def below_both(n, d, N: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STATES: tl.constexpr):
-    if N % STATES == 0 and D % BLOCK == 0:
-        return None
-    else:
-        return (n < N)[:, None] & (d < D)[None, :]
-
-
-@triton.jit
-def place(chunk, chunks):
-    """Return the sequence of a chunk, its first chunk, the one behind its last, start and stop."""
-    if chunks.table is None:
-        sequence = chunk // chunks.per_sequence
-        first = sequence * chunks.per_sequence
-        behind = first + chunks.per_sequence
-        offset = sequence.to(tl.int64) * chunks.length
-        start = offset + (chunk - first).to(tl.int64) * chunks.size
-        stop = tl.minimum(start + chunks.size, offset + chunks.length)
-    else:
-        sequence = tl.load(chunks.table + 3 * chunk)
-        first = tl.load(chunks.first + sequence)
-        behind = tl.load(chunks.first + sequence + 1)
-        start = tl.load(chunks.table + 3 * chunk + 1)
-        stop = tl.load(chunks.table + 3 * chunk + 2)
-    return sequence, first, behind, start, stop
-
-
-@triton.jit
-def rates(A, n, d, mask, D: tl.constexpr, FLOAT: tl.constexpr):
-    """Load A times log2(e), (n, d); what is masked decays at once."""
-    A_tile = load(A + n[:, None] * D + d[None, :], mask, FLOAT) * LOG2E
-    if mask is not None:
-        A_tile = tl.where(mask, A_tile, -HUGE)
-    return A_tile
-
-
-@triton.jit
-def incoming(states, h, chunk, sequence, n, d, mask, N: tl.constexpr, D: tl.constexpr, FLOAT: tl.constexpr):
-    """Load the state before a chunk, (n, d)."""
-    if states is not None:
-        return load(states + (chunk.to(tl.int64) * N + n[:, None]) * D + d[None, :], mask, FLOAT)
-    elif h is not None:
-        return load(h + (sequence.to(tl.int64) * N + n[:, None]) * D + d[None, :], mask, FLOAT)
-    else:
-        return tl.zeros([n.shape[0], d.shape[0]], FLOAT)
-
-
-@triton.jit
-def weight_offsets(n, d, first_channel, N: tl.constexpr, WIDTH: tl.constexpr):
-    """Return where B or C of a token lie: (n,) of a group of WIDTH channels, or constant (n, d)."""
-    if WIDTH == 0:
-        offsets = d[None, :] * N + n[:, None]
-    else:
-        offsets = first_channel // WIDTH * N + n
-    return offsets
-
-
-@triton.jit
-def load_weights(pointers, n_mask, mask, FLOAT: tl.constexpr):
-    """Load B or C of a token, to multiply (n, d)."""
-    if len(pointers.shape) == 1:
-        return load(pointers, n_mask, FLOAT)[:, None]
-    else:
-        return load(pointers, mask, FLOAT)
-
-
-@triton.jit
-def softplus(x):
-    e = tl.exp2(tl.abs(x) * -LOG2E)
-    if x.dtype == tl.float64:
-        log1p = tl.log(1 + e)
-    else:
-        # Minimax on [0, 1], 1 at 0: the logarithm of 1 + e would lose a small e.
-        p = e * 0.00536482 - 0.030065775
-        p = p * e + 0.07920451
-        p = p * e - 0.137538
-        p = p * e + 0.19153655
-        p = p * e - 0.24857163
-        p = p * e + 0.33321324
-        p = p * e - 0.49999648
-        log1p = (p * e + 1.0) * e
-    return tl.maximum(x, 0.0) + log1p
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
-
-
-@triton.jit
-def load_step(pointer, mask, bias, SOFTPLUS: tl.constexpr, FLOAT: tl.constexpr):
-    x = load(pointer, mask, FLOAT)
-    if bias is not None:
-        x += bias
-    if SOFTPLUS:
-        x = softplus(x)
-    return x
-
-
-@triton.jit
-def load_optional(pointer, index, mask, FLOAT: tl.constexpr):
-    if pointer is None:
-        return None
-    else:
-        return load(pointer + index, mask, FLOAT)
-
-
-@triton.jit
 def summarise(
     directions, chunks,
     D: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, STATES: tl.constexpr,
@@ -280,7 +139,7 @@ def _summarise(
     blocks = tl.cdiv(D, BLOCK)
     block = tl.program_id(0) % blocks
     chunk = tl.program_id(0) // blocks
-    sequence, first, behind, start, stop = place(chunk, chunks)
+    _, first, behind, start, stop = place(chunk, chunks)
     # Scans that go on upwards are summarised downwards.
     upwards = p.reverse != ADJOINT
     last = tl.where(upwards, first, behind - 1)
@@ -315,11 +174,15 @@ def _summarise(
                             z = load(p.z + at * p.z_stride + d, d_mask, FLOAT)
                             drive *= z * sigmoid(z)
                         drive = tl.where(d * 0 + k < rest, drive, 0.0)
-                        weight = load_weights(p.weights + at * p.weights_stride + weights, n_mask, mask, FLOAT)
+                        weight = load_weights(
+                            p.weights + at * p.weights_stride + weights, n_mask, mask, FLOAT
+                        )
                         h += tl.exp2(s[None, :] * A) * (drive[None, :] * weight)
                 else:
                     drive = load(p.drive + at * p.drive_stride + d, d_mask, FLOAT)
-                    weight = load_weights(p.weights + at * p.weights_stride + weights, n_mask, mask, FLOAT)
+                    weight = load_weights(
+                        p.weights + at * p.weights_stride + weights, n_mask, mask, FLOAT
+                    )
                     h += tl.exp2(s[None, :] * A) * ((step * drive)[None, :] * weight)
                     s += step
             token += UNROLL * sign

@@ -1,10 +1,9 @@
-"""Cuts a scan into chunks and programs, and launches the kernels in Triton."""
+"""Hands tensors to the kernels in Triton, and adds up what they leave in parts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from gigavim.kernels.scan import triton_backward, triton_kernels
 from gigavim.kernels.scan.triton_backward import Backward
-from gigavim.kernels.scan.triton_kernels import Chunks, Prefix, Scan, Summarise
+from gigavim.kernels.scan.triton_kernels import Prefix, Scan, Summarise
+from gigavim.kernels.scan.triton_plan import SEGMENT, TUNED, Plan, channel_block, plan_chunks
 from gigavim.kernels.scan.triton_scan import Inputs
 
 KERNELS = {
@@ -22,54 +22,11 @@ KERNELS = {
     "scan": triton_kernels.scan,
     "backward": triton_backward.backward,
 }
-SEGMENT = 16
-"""Tokens between two states that the backward pass starts from; chunks are multiples of it."""
-
-
-class Launch(NamedTuple):
-    """How a kernel is cut into programs."""
-
-    channels: int
-    """In a program; a power of two."""
-    tokens: int
-    """Unrolled in the innermost loop: a power of two, 16 at most."""
-    warps: int = 1
-    stages: int = 1
-
-
-# Predicted from the machine code (registers, no spills, instructions); not tuned on a GPU yet.
-# `python benchmarks/gpu.py --tune` measures the alternatives.
-TUNED = {
-    "summarise": Launch(channels=64, tokens=4),
-    "prefix": Launch(channels=32, tokens=1),
-    "scan": Launch(channels=64, tokens=4),
-    "backward": Launch(channels=32, tokens=4),
-}
-WARPS_PER_PROCESSOR = 18
-"""Programs that hide the latency of memory behind one another; predicted as well."""
-SHORTEST_CHUNK = 1024
-"""Tokens for which two more phases are worth their launches; predicted as well."""
 CUT = {torch.float32: 28.0, torch.float64: 60.0}
 """Weights below ``2**-CUT`` do not change a sum."""
 
-
 Rows = tuple[Tensor | None, int]
 """A tensor whose rows, one for each token, are contiguous; and the distance of the rows."""
-
-
-class Plan(NamedTuple):
-    """How the sequences are cut, and what all launches have in common."""
-
-    chunks: Chunks
-    count: int
-    """Chunks, or for packed sequences a bound on them."""
-    sequences: int
-    whole: bool
-    """Whether every sequence is one chunk."""
-    few: bool
-    """Whether there are too few programs to fill the GPU."""
-    softplus: bool
-    reverse: Sequence[bool]
 
 
 def forward(
@@ -91,7 +48,7 @@ def forward(
         for s in sums or ():
             s.zero_()
     else:
-        plan = _plan(directions, offsets, softplus, reverse, chunk)
+        plan = plan_chunks(directions, offsets, softplus, reverse, chunk)
         states = _states(directions, plan, lasts, sums)
         if not summary:
             _scan(directions, plan, states, ys=ys, lasts=lasts)
@@ -114,64 +71,14 @@ def backward(
             gradient[-1] = None if x.h is None else dh
         return [v for gradient in found for v in gradient]
 
-    plan = _plan(directions, offsets, softplus, reverse, chunk)
+    plan = plan_chunks(directions, offsets, softplus, reverse, chunk)
     scratch = [x.A.new_empty(plan.sequences, *x.A.T.shape) for x in directions]
     states = _states(directions, plan, scratch)
     tokens = directions[0].u.shape[0] * directions[0].u.shape[1]
-    rows = tokens // SEGMENT + plan.count + 1
+    rows = tokens // SEGMENT + plan.chunk_count + 1
     checkpoints = [x.A.new_empty(rows, *x.A.T.shape) for x in directions]
     _scan(directions, plan, states, checkpoints=checkpoints)
     return _gradients(directions, plan, gradients, checkpoints)
-
-
-def _plan(
-    directions: Sequence[Inputs],
-    offsets: Tensor | None,
-    softplus: bool,
-    reverse: Sequence[bool],
-    chunk: int,
-) -> Plan:
-    """Cut the sequences into chunks: as few as fill the GPU, or of a given number of tokens."""
-    batch, length, channels = directions[0].u.shape
-    tokens = batch * length
-    sequences = batch if offsets is None else len(offsets) - 1
-    warps = WARPS_PER_PROCESSOR * _processors(directions[0].u.device)
-    columns = len(directions) * triton.cdiv(channels, TUNED["scan"].channels)
-    size = chunk or max(SHORTEST_CHUNK, triton.cdiv(tokens * columns, warps))
-    if offsets is None:
-        per_sequence = triton.cdiv(length, size)
-        # The phases before the last one cost as much as it does: two or three chunks gain nothing.
-        if per_sequence < 4 and not chunk:
-            per_sequence = 1
-        size = chunk or triton.cdiv(length, per_sequence)
-    size = triton.cdiv(size, SEGMENT) * SEGMENT
-    if offsets is None:
-        count = sequences * per_sequence
-        chunks = Chunks(size, length, per_sequence, None, None)
-    else:
-        per_sequence = 0
-        count = tokens // size + sequences
-        chunks = Chunks(size, 0, 0, *_table(offsets, size, count))
-    few = count * columns < warps
-    return Plan(chunks, count, sequences, per_sequence == 1, few, softplus, reverse)
-
-
-def _table(offsets: Tensor, size: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return sequence, start and stop of each chunk, and each sequence's first chunk."""
-    ends = ((offsets.diff() + size - 1) // size).cumsum(0)
-    first = torch.cat([ends.new_zeros(1), ends])
-    chunk = torch.arange(count, device=offsets.device)
-    sequence = torch.searchsorted(ends, chunk, right=True).clamp_(max=len(ends) - 1)
-    start = offsets[sequence] + (chunk - first[sequence]) * size
-    stop = torch.minimum(start + size, offsets[sequence + 1])
-    start = torch.where(chunk < ends[-1], start, stop)
-    return torch.stack([sequence, start, stop], 1), first
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _width(weights: Tensor | None, channels: int) -> int:
@@ -207,7 +114,7 @@ def _launch(
 ) -> None:
     """Launch a kernel with a program for each chunk and block of channels, and each direction."""
     channels, states = x.A.shape
-    block = _block(name, plan, x)
+    block = channel_block(name, plan, x)
     constants |= {
         "D": channels,
         "N": states,
@@ -217,7 +124,13 @@ def _launch(
         "UNROLL": TUNED[name].tokens,
         "FLOAT": _float(x),
     }
-    run(name, plan.count * triton.cdiv(channels, block), params, (plan.chunks, *arguments), constants)
+    run(
+        name,
+        plan.chunk_count * triton.cdiv(channels, block),
+        params,
+        (plan.chunks, *arguments),
+        constants,
+    )
 
 
 def run(
@@ -226,7 +139,7 @@ def run(
     """Launch so many programs of a kernel for each direction."""
     launch = TUNED[name]
     device = next(x for x in params[0] if isinstance(x, Tensor))
-    with torch.cuda.device_of(device):
+    with torch.cuda.device_of(device):  # type: ignore[no-untyped-call]
         KERNELS[name][(programs, 1, len(params))](
             tuple(params),
             *arguments,
@@ -239,18 +152,6 @@ def run(
 
 def _float(x: Inputs) -> tl.dtype:
     return tl.float64 if x.A.dtype == torch.float64 else tl.float32
-
-
-def _block(name: str, plan: Plan, x: Inputs) -> int:
-    """Return how many channels a program takes: no more than share B and C."""
-    channels = x.A.shape[0]
-    block = TUNED[name].channels
-    # More programs hide latency better, where all of them together do not fill the GPU.
-    block = min(block, 32 if plan.few else block, triton.next_power_of_2(channels))
-    for weights in (x.B, x.C):
-        if weights is not None and weights.ndim == 4 and weights.shape[2] > 1:
-            block = math.gcd(block, channels // weights.shape[2])
-    return block
 
 
 def _states(
@@ -312,8 +213,8 @@ def _adjoints(
 
 def _summaries(x: Inputs, plan: Plan) -> tuple[Tensor, Tensor]:
     channels, states = x.A.shape
-    local = x.A.new_empty(plan.count, states, channels)
-    return local, local.new_empty(plan.count, channels)
+    local = x.A.new_empty(plan.chunk_count, states, channels)
+    return local, local.new_empty(plan.chunk_count, channels)
 
 
 def _combine(
@@ -334,11 +235,10 @@ def _combine(
         CUT=CUT[x.A.dtype],
     )  # fmt: skip
     states = [torch.empty_like(p.local) for p in first]
+    nothing: list[None] = [None for _ in first]
     second = [
         Prefix(p.A, h, p.local, p.sums, state, last, s, p.reverse != adjoint)
-        for p, h, state, last, s in zip(
-            first, hs, states, lasts, sums or [None for _ in first], strict=True
-        )
+        for p, h, state, last, s in zip(first, hs, states, lasts, sums or nothing, strict=True)
     ]
     block = TUNED["prefix"].channels
     constants = {"D": x.A.shape[0], "N": x.A.shape[1], "BLOCK": block, "FLOAT": _float(x)}
@@ -357,7 +257,7 @@ def _scan(
     checkpoints: Sequence[Tensor] | None = None,
 ) -> None:
     """Run phase 3 for outputs and last states, or for checkpoints."""
-    none = [None for _ in directions]
+    none: list[None] = [None for _ in directions]
     params = [
         Scan(
             *_rows(x.u),
@@ -401,20 +301,13 @@ def _gradients(
     dh_firsts = [x.A.new_empty(plan.sequences, *x.A.T.shape) for x in directions]
     adjoints = _adjoints(directions, plan, dys, dhs, dh_firsts)
 
-    blocks = triton.cdiv(directions[0].A.shape[0], _block("backward", plan, directions[0]))
+    blocks = triton.cdiv(directions[0].A.shape[0], channel_block("backward", plan, directions[0]))
     params = []
     for x, dy, dh, ds, dh_first, adjoint, states, reverse in zip(
         directions, dys, dhs, dss, dh_firsts, adjoints, checkpoints, plan.reverse, strict=True
     ):
         channels, n = x.A.shape
-        by_chunk = x.A.new_empty(plan.count, channels)
-
-        def of_weights(weights: Tensor | None) -> Tensor | None:
-            if weights is None:
-                return None
-            if weights.ndim == 2:
-                return x.A.new_empty(plan.count, n, channels)
-            return x.A.new_empty(blocks, tokens, n)
+        by_chunk = x.A.new_empty(plan.chunk_count, channels)
 
         params.append(
             Backward(
@@ -433,9 +326,9 @@ def _gradients(
                 adjoint,
                 du=x.u.new_empty(x.u.shape),
                 ddt=x.dt.new_empty(x.dt.shape),
-                dA=x.A.new_empty(plan.count, n, channels),
-                dB=of_weights(x.B),
-                dC=of_weights(x.C),
+                dA=x.A.new_empty(plan.chunk_count, n, channels),
+                dB=_parts(x.B, x, plan, blocks),
+                dC=_parts(x.C, x, plan, blocks),
                 dD=None if x.D is None else by_chunk,
                 dz=None if x.z is None else x.z.new_empty(x.z.shape),
                 dbias=None if x.dt_bias is None else torch.empty_like(by_chunk),
@@ -443,7 +336,9 @@ def _gradients(
                 reverse=reverse,
             )
         )
-    _launch("backward", params, plan, directions[0], tokens, **_widths(directions[0]), SEGMENT=SEGMENT)
+    _launch(
+        "backward", params, plan, directions[0], tokens, **_widths(directions[0]), SEGMENT=SEGMENT
+    )
     return [
         gradient
         for x, p in zip(directions, params, strict=True)
@@ -459,6 +354,15 @@ def _gradients(
             None if x.h is None else p.dh.mT,
         )
     ]
+
+
+def _parts(weights: Tensor | None, x: Inputs, plan: Plan, blocks: int) -> Tensor | None:
+    """Allocate the gradients of B or C that each chunk or block of channels writes."""
+    if weights is None:
+        return None
+    if weights.ndim == 2:
+        return x.A.new_empty((plan.chunk_count, *x.A.T.shape))
+    return x.A.new_empty((blocks, x.u.shape[0] * x.u.shape[1], x.A.shape[1]))
 
 
 def _zeros(gradient: Tensor | None, like: Tensor) -> Tensor:

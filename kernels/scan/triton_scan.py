@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+
 class Inputs(NamedTuple):
     """One direction of `gigavim.kernels.selective_scan`; without C only states are asked for."""
 
@@ -110,21 +111,26 @@ def scan_directions(
     for u, dt, A, B, C, D, z, dt_bias, h in directions:
         state = torch.float64 if u.dtype == torch.float64 else torch.float32
         # Operators have no lists of optional tensors: an empty one stands for None.
-        for x in (u, dt, A.to(state), B, C, D, z, dt_bias, None if h is None else h.to(state)):
-            tensors.append(u.new_empty(0) if x is None else x)
+        h = None if h is None else h.to(state)
+        given = (u, dt, A.to(state), B, C, D, z, dt_bias, h)
+        tensors += [u.new_empty(0) if x is None else x for x in given]
     return torch.ops.gigavim.triton_scan(tensors, offsets, dt_softplus, list(reverse), chunk)  # type: ignore[no-any-return]
 
 
+def _given(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    return [None if x.shape == (0,) else x for x in tensors]
+
+
 def _directions(tensors: Sequence[Tensor]) -> list[Inputs]:
-    width = len(Inputs._fields)
-    given = [x if x.numel() or i % width < 4 else None for i, x in enumerate(tensors)]
+    given, width = _given(tensors), len(Inputs._fields)
     return [Inputs(*given[i : i + width]) for i in range(0, len(given), width)]  # type: ignore[arg-type]
 
 
 @torch.library.custom_op(
     "gigavim::triton_scan",
     mutates_args=(),
-    schema="(Tensor[] tensors, Tensor? offsets, bool softplus, bool[] reverse, int chunk) -> Tensor[]",
+    schema="(Tensor[] tensors, Tensor? offsets, bool softplus, bool[] reverse, int chunk)"
+    " -> Tensor[]",
 )
 def _scan_op(
     tensors: list[Tensor], offsets: Tensor | None, softplus: bool, reverse: list[bool], chunk: int
@@ -163,9 +169,8 @@ def _backward_op(
 ) -> list[Tensor]:
     from gigavim.kernels.scan import triton_launch
 
-    given = [x if x.numel() else None for x in gradients]
     found = triton_launch.backward(
-        _directions(tensors), given, offsets, softplus, reverse, chunk
+        _directions(tensors), _given(gradients), offsets, softplus, reverse, chunk
     )
     return [x.new_empty(x.shape) if g is None else g for x, g in zip(tensors, found, strict=True)]
 
