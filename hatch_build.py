@@ -61,7 +61,7 @@ class CustomBuildHook(BuildHookInterface[Any]):
 
 def build(compiler: list[str], options: str, scan: Path, library: Path) -> str:
     """Compile, with OpenMP if there is one; return what went wrong, nothing if all went well."""
-    sources = (scan / "scan.c").read_bytes() + (scan / "vector.h").read_bytes()
+    sources = b"".join(path.read_bytes() for path in sorted(scan.glob("*.[ch]")))
     digest = hashlib.sha256(sources).hexdigest()
     # Renamed at the end, for a running process may have the last build open.
     unfinished = library.with_suffix(f".{os.getpid()}.so")

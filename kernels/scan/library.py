@@ -32,7 +32,7 @@ def library_name() -> str:
 
 
 class View(ctypes.Structure):
-    """Mirrors ``View`` in scan.c."""
+    """Mirrors ``View`` in scan.h."""
 
     _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("token", ctypes.c_int64))
 
@@ -42,7 +42,7 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 class Call(ctypes.Structure):
-    """Mirrors ``Scan`` in scan.c."""
+    """Mirrors ``Scan`` in scan.h."""
 
     _fields_ = (
         *_fields(ctypes.c_int64, "sequences length channels states B_groups C_groups"),
@@ -87,7 +87,8 @@ def run(pass_name: str, call: Call) -> None:
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """Return the best library and its instruction set, or None and why there is none."""
     folder = Path(__file__).parent
-    sources = hashlib.sha256((folder / "scan.c").read_bytes() + (folder / "vector.h").read_bytes())
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))
+    digest = hashlib.sha256(sources).hexdigest()
     reason = "the C library is not built; install gcc or clang, then GigaVim again"
     for target in TARGETS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
         path = folder / f"libgigavim_scan-{target}.so"
@@ -98,7 +99,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         except OSError as error:
             reason = f"the C library does not load: {error}"
             continue
-        if _sources(library) == sources.hexdigest():
+        if _sources(library) == digest:
             return library, target
         reason = f"{path} is not built from the {folder / 'scan.c'} of today; install GigaVim again"
     return None, reason
