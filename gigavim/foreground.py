@@ -60,7 +60,7 @@ def foreground(
             )
         return found
     pixels, ratio_y, ratio_x = thumbnail(source, _side(source))
-    found = _data(pixels) if source.kind == "scene" else tissue(pixels)
+    found = data_of(pixels) if source.kind == "scene" else tissue(pixels)
     unknown = _unreadable(source, pixels.errors, found.shape, ratio_y, ratio_x)
     return covered(Mask(found | unknown, ratio_y, ratio_x), grid)
 
@@ -100,7 +100,7 @@ def thumbnail(source: Source, max_side: int = 2048) -> tuple[Pixels, float, floa
     return Pixels(values, valid, tuple(dict.fromkeys(errors)), read_s), ratio, ratio
 
 
-def _data(pixels: Pixels) -> NDArray[np.bool_]:
+def data_of(pixels: Pixels) -> NDArray[np.bool_]:
     """Find what a sensor saw: valid pixels, but for those that are 0 in each of several bands.
 
     Many products fill the border of their swath so and declare no nodata value.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gigavim.checkpoint import Model, load_model
 from gigavim.config import RunConfig
 from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
-from gigavim.foreground import foreground, thumbnail
+from gigavim.foreground import data_of, foreground, thumbnail
 from gigavim.geometry import Grid, Spacing
 from gigavim.models import default_model
 from gigavim.patches import (
@@ -208,7 +208,9 @@ def _normalisation(setup: Setup) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if spec.normalisation == "fixed":
         return tuple(spec.mean[s] for s in setup.slots), tuple(spec.std[s] for s in setup.slots)
     pixels, _, _ = thumbnail(setup.source, 1024)
-    values = pixels.values[pixels.valid].astype(np.float64) * spec.scale
+    values = pixels.values[data_of(pixels)].astype(np.float64) * spec.scale
+    if not len(values):
+        raise SourceError(f"{setup.source.path}: it has no valid pixel to be normalised by")
     std = values.std(0)
     return _floats(values.mean(0)), _floats(np.where(std > 0, std, 1))
 

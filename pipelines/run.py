@@ -14,6 +14,7 @@ import torch
 from gigavim import __version__
 from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError
+from gigavim.kernels.scan import scan_backend
 from gigavim.pipelines.encode import (
     encode_blocks,
     mix_whole,
@@ -63,7 +64,11 @@ def run_image(
     progress = progress or Silent()
     stages = Stages()
     with stages.measure("open"):
-        setup = set_up(path, config, pick_device(resources.device))
+        device = pick_device(resources.device)
+        setup = set_up(path, config, device)
+        scan = scan_backend(device, torch.float32)
+        if scan.name in ("torch", "reference"):
+            logger.warning("the scan is slow here: %s; `gigavim doctor` has the fix", scan.reason)
         attributes = _attributes(setup, command)
     if not force and ResultStore.is_finished(store_path, attributes):
         return Summary(path, "skipped", store=str(store_path))

@@ -1,6 +1,6 @@
 """TIFF read tile by tile: the bytes of each tile the window touches, decoded in the calling thread.
 
-On tiled JPEG slides this is five to nine times as fast as OpenSlide, which spends most of its time
+On tiled JPEG slides this is four to nine times as fast as OpenSlide, which spends most of its time
 in compositing.
 """
 

@@ -336,3 +336,12 @@ def test_a_recompressed_twin_gets_the_same_map(shared: Path, tmp_path: Path) -> 
     assert both.sum() >= 0.99 * max((maps[0] > 0).sum(), (maps[1] > 0).sum())
     assert adjusted_rand_score(maps[0][both], maps[1][both]) > 0.8
     np.testing.assert_allclose(vectors[0], vectors[1], atol=0.03 * np.abs(vectors[0]).max())
+
+
+def test_reading_all_of_a_scene_without_valid_pixels_is_an_error_too(
+    scene_model: Path, tmp_path: Path
+) -> None:
+    empty = write_scene(tmp_path / "empty.tif", empty=True)
+    config = RunConfig(model=str(scene_model), read_all=True)
+    with pytest.raises(GigavimError, match=r"empty.tif: it has no valid pixel"):
+        run_image(str(empty), tmp_path / "empty.gigavim.zarr", config, CPU)
