@@ -29,7 +29,8 @@ def fetch_slide(path: Path) -> None:
         try:
             pooch.retrieve(URL, SHA256, unfinished.name, unfinished.parent)
         except (OSError, ValueError) as error:
-            fault = " ".join(str(error).split())
+            # What requests raises nests reasons; the innermost one is for people.
+            fault = " ".join(str(getattr(error.args[0], "reason", error)).split())
             raise SourceError(
                 f"{URL} cannot be fetched ({fault}); `gigavim sample slide` makes one offline"
             ) from error

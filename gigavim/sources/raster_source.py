@@ -155,9 +155,10 @@ def _open(name: str, level: int = 0) -> rasterio.DatasetReader:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(name, **({"overview_level": level - 1} if level else {}))
     except RasterioIOError as error:
+        fault = " ".join(str(error).replace(f"'{name}' ", "").split()).rstrip(".")
         raise SourceError(
-            f"{name} is no image that can be read: {' '.join(str(error).split())}; "
-            f"is it whole, and a slide, a raster or an OME-Zarr?"
+            f"{name} is no image that can be read ({fault}); "
+            "is it whole, and a slide, a raster or an OME-Zarr?"
         ) from error
 
 
