@@ -2,9 +2,10 @@
 
 The adjoint g of the state runs against the scan, ``g = C dy + exp(A dt) g``, and so obeys the same
 law: `summarise` and `prefix`, mirrored, give it at the end of every chunk. No state is divided by a
-decay to get the one before it. The states are recomputed instead: `scan` leaves one at every
-SEGMENT-th token, and here, from the last segment of a chunk to its first, UNROLL tokens at a time
-are scanned again, their states kept in registers, and then walked backwards.
+decay to get the one before it. The states are recomputed instead, twice: `scan` leaves one at every
+SEGMENT-th token. From the last segment of a chunk to its first, one scan leaves every UNROLL-th
+state in scratch memory; from the last part of a segment to its first, another keeps all UNROLL
+states in registers, where the walk backwards finds them.
 
 Gradients of B and C are sums over channels. Every block of channels writes its own, and PyTorch
 adds them up, so that the order of the sum is always the same; so with A, D and the bias over
@@ -56,6 +57,8 @@ class Backward(NamedTuple):
     z_stride: int
     dt_bias: Any
     checkpoints: Any
+    scratch: Any
+    """(chunks, SEGMENT / UNROLL, n, d)."""
     dy: Any
     dy_stride: int
     dh_last: Any
@@ -128,85 +131,97 @@ def _backward(
     sign = tl.where(p.reverse, -1, 1).to(tl.int64)
     begin = tl.where(p.reverse, stop - 1, start)
     count = stop - start
-    last = tl.maximum(count - 1, 0) // UNROLL
-    for back in range(tl.cdiv(count, UNROLL)):
-        part = (last - back) * UNROLL
-        segment = part // SEGMENT * SEGMENT
+    segments = tl.cdiv(count, SEGMENT)
+    scratch = p.scratch + chunk.to(tl.int64) * (SEGMENT // UNROLL * N * D)
+    tile = n[:, None] * D + d[None, :]
+    # What does not change would, moved out of the loop, take registers that there are not.
+    for back in tl.range(segments, disable_licm=True):
+        segment = (segments - 1 - back) * SEGMENT
+        parts = tl.cdiv(tl.minimum(count - segment, SEGMENT), UNROLL)
         row = (start + segment) // SEGMENT + chunk
-        h = load(p.checkpoints + (row * N + n[:, None]) * D + d[None, :], mask, FLOAT)
-        for i in range(segment, part):
-            token = begin + i * sign
-            step = load_step(p.dt + token * p.dt_stride + d, d_mask, bias, SOFTPLUS, FLOAT)
-            u = load(p.u + token * p.u_stride + d, d_mask, FLOAT)
-            weight = load_weights(p.B + token * p.B_stride + B_offsets, n < N, mask, FLOAT)
-            h = tl.exp2(step[None, :] * A) * h + (step * u)[None, :] * weight
+        h = load(p.checkpoints + row * (N * D) + tile, mask, FLOAT)
+        # The parts before have been read: only now may others take their place.
+        tl.debug_barrier()
+        store(scratch + tile, h, mask)
+        for i in range(1, parts):
+            for k in range(UNROLL):
+                token = begin + (segment + (i - 1) * UNROLL + k) * sign
+                step = load_step(p.dt + token * p.dt_stride + d, d_mask, bias, SOFTPLUS, FLOAT)
+                u = load(p.u + token * p.u_stride + d, d_mask, FLOAT)
+                weight = load_weights(p.B + token * p.B_stride + B_offsets, n < N, mask, FLOAT)
+                h = tl.exp2(step[None, :] * A) * h + (step * u)[None, :] * weight
+            store(scratch + i * (N * D) + tile, h, mask)
+        tl.debug_barrier()
+        for i in range(parts):
+            part = segment + (parts - 1 - i) * UNROLL
+            h = load(scratch + (parts - 1 - i) * (N * D) + tile, mask, FLOAT)
+            states = (h,)
+            for k in tl.static_range(UNROLL):
+                # Tokens beyond the chunk are zero, and so are their steps.
+                token = begin + (part + k) * sign
+                limit = tl.where(part + k < count, D, 0)
+                step = load_step(p.dt + token * p.dt_stride + d, d < limit, bias, SOFTPLUS, FLOAT)
+                step = tl.where(d < limit, step, 0.0)
+                u = load(p.u + token * p.u_stride + d, d < limit, FLOAT)
+                weight = _weights(p.B + token * p.B_stride + B_offsets, n, d, limit, N, D, FLOAT)
+                h = tl.exp2(step[None, :] * A) * h + (step * u)[None, :] * weight
+                states = states + (h,)
 
-        states = (h,)
-        steps = ()
-        for k in tl.static_range(UNROLL):
-            # Tokens beyond the chunk are zero, and so are their steps.
-            token = begin + (part + k) * sign
-            limit = tl.where(part + k < count, D, 0)
-            step = load_step(p.dt + token * p.dt_stride + d, d < limit, bias, SOFTPLUS, FLOAT)
-            step = tl.where(d < limit, step, 0.0)
-            u = load(p.u + token * p.u_stride + d, d < limit, FLOAT)
-            weight = _weights(p.B + token * p.B_stride + B_offsets, n, d, limit, N, D, FLOAT)
-            h = tl.exp2(step[None, :] * A) * h + (step * u)[None, :] * weight
-            states = states + (h,)
-            steps = steps + (step,)
-
-        for k in tl.static_range(UNROLL - 1, -1, -1):
-            token = begin + (part + k) * sign
-            limit = tl.where(part + k < count, D, 0)
-            here = d < limit
-            step = steps[k]
-            u = load(p.u + token * p.u_stride + d, here, FLOAT)
-            du = tl.zeros([BLOCK], FLOAT)
-            if p.C is not None:
-                dy = load(p.dy + token * p.dy_stride + d, here, FLOAT)
-                weight = _weights(p.C + token * p.C_stride + C_offsets, n, d, limit, N, D, FLOAT)
-                if p.z is not None:
-                    y = tl.sum(states[k + 1] * weight, 0)
+            for k in tl.static_range(UNROLL - 1, -1, -1):
+                token = begin + (part + k) * sign
+                limit = tl.where(part + k < count, D, 0)
+                here = d < limit
+                step = load_step(p.dt + token * p.dt_stride + d, here, bias, SOFTPLUS, FLOAT)
+                step = tl.where(here, step, 0.0)
+                u = load(p.u + token * p.u_stride + d, here, FLOAT)
+                du = tl.zeros([BLOCK], FLOAT)
+                if p.C is not None:
+                    dy = load(p.dy + token * p.dy_stride + d, here, FLOAT)
+                    weight = _weights(
+                        p.C + token * p.C_stride + C_offsets, n, d, limit, N, D, FLOAT
+                    )
+                    if p.z is not None:
+                        y = tl.sum(states[k + 1] * weight, 0)
+                        if skip is not None:
+                            y += skip * u
+                        z = load(p.z + token * p.z_stride + d, here, FLOAT)
+                        gate = sigmoid(z)
+                        store(p.dz + token * D + d, dy * y * gate * (1.0 + z * (1.0 - gate)), here)
+                        dy *= z * gate
                     if skip is not None:
-                        y += skip * u
-                    z = load(p.z + token * p.z_stride + d, here, FLOAT)
-                    gate = sigmoid(z)
-                    store(p.dz + token * D + d, dy * y * gate * (1.0 + z * (1.0 - gate)), here)
-                    dy *= z * gate
-                if skip is not None:
-                    du += skip * dy
-                    dD += dy * u
-                g += weight * dy[None, :]
-                dC = states[k + 1] * dy[None, :]
-                if C_WIDTH == 0:
-                    dC_constant += dC
+                        du += skip * dy
+                        dD += dy * u
+                    g += weight * dy[None, :]
+                    dC = states[k + 1] * dy[None, :]
+                    if C_WIDTH == 0:
+                        dC_constant += dC
+                    else:
+                        at = (block.to(tl.int64) * tokens + token) * N + n
+                        tl.store(p.dC + at, tl.sum(dC, 1), (n < N) & (n * 0 < limit))
+
+                dB = g * (step * u)[None, :]
+                if B_WIDTH == 0:
+                    dB_constant += dB
                 else:
                     at = (block.to(tl.int64) * tokens + token) * N + n
-                    tl.store(p.dC + at, tl.sum(dC, 1), (n < N) & (n * 0 < limit))
-
-            dB = g * (step * u)[None, :]
-            if B_WIDTH == 0:
-                dB_constant += dB
-            else:
-                at = (block.to(tl.int64) * tokens + token) * N + n
-                tl.store(p.dB + at, tl.sum(dB, 1), (n < N) & (n * 0 < limit))
-            weight = _weights(p.B + token * p.B_stride + B_offsets, n, d, limit, N, D, FLOAT)
-            along_B = tl.sum(g * weight, 0)
-            g *= tl.exp2(step[None, :] * A)
-            decayed = g * states[k]
-            dA += step[None, :] * decayed
-            dstep = u * along_B + tl.sum(A * decayed, 0) * (1.0 / LOG2E)
-            if ds is not None:
-                dstep += ds
-            if SOFTPLUS:
-                x = load_step(p.dt + token * p.dt_stride + d, here, bias, False, FLOAT)
-                dstep *= sigmoid(x)
-            dbias += tl.where(here, dstep, 0.0)
-            store(p.ddt + token * D + d, dstep, here)
-            store(p.du + token * D + d, du + step * along_B, here)
+                    tl.store(p.dB + at, tl.sum(dB, 1), (n < N) & (n * 0 < limit))
+                weight = _weights(p.B + token * p.B_stride + B_offsets, n, d, limit, N, D, FLOAT)
+                along_B = tl.sum(g * weight, 0)
+                g *= tl.exp2(step[None, :] * A)
+                decayed = g * states[k]
+                dA += step[None, :] * decayed
+                dstep = u * along_B + tl.sum(A * decayed, 0) * (1.0 / LOG2E)
+                if ds is not None:
+                    dstep += ds
+                if SOFTPLUS:
+                    x = load_step(p.dt + token * p.dt_stride + d, here, bias, False, FLOAT)
+                    dstep *= sigmoid(x)
+                dbias += tl.where(here, dstep, 0.0)
+                store(p.ddt + token * D + d, dstep, here)
+                store(p.du + token * D + d, du + step * along_B, here)
 
     row = chunk.to(tl.int64)
-    tile = (row * N + n[:, None]) * D + d[None, :]
+    tile += row * (N * D)
     store(p.dA + tile, dA, mask)
     if B_WIDTH == 0:
         store(p.dB + tile, dB_constant, mask)

@@ -302,6 +302,7 @@ def _gradients(
     adjoints = _adjoints(directions, plan, dys, dhs, dh_firsts)
 
     blocks = triton.cdiv(directions[0].A.shape[0], channel_block("backward", plan, directions[0]))
+    parts = SEGMENT // TUNED["backward"].tokens
     params = []
     for x, dy, dh, ds, dh_first, adjoint, states, reverse in zip(
         directions, dys, dhs, dss, dh_firsts, adjoints, checkpoints, plan.reverse, strict=True
@@ -320,6 +321,7 @@ def _gradients(
                 *_rows(x.z),
                 _dense(x.dt_bias),
                 states,
+                x.A.new_empty(plan.chunk_count, parts, *x.A.T.shape),
                 *_rows(dy),
                 dh,
                 ds,

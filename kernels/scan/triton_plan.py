@@ -31,7 +31,7 @@ TUNED = {
     "summarise": Launch(channels=64, tokens=4),
     "prefix": Launch(channels=32, tokens=1),
     "scan": Launch(channels=64, tokens=4),
-    "backward": Launch(channels=32, tokens=4),
+    "backward": Launch(channels=32, tokens=2),
 }
 WARPS_PER_PROCESSOR = 18
 """Programs that hide the latency of memory behind one another; predicted as well."""
