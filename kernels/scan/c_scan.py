@@ -82,7 +82,7 @@ def _scan(
         x is not None and x.requires_grad for x in inputs
     )
     y, h, s, _ = torch.ops.gigavim.scan_forward.default(
-        *inputs, offsets, softplus, reverse, differentiable
+        *inputs, offsets, (softplus, reverse, differentiable)
     )
     return y, h, s
 
@@ -130,13 +130,14 @@ class _Inputs(NamedTuple):
         return self.u.shape[2] // sharing * vectors if sharing else 0
 
 
+# The options, softplus, reverse and differentiable, are one argument: each costs PyTorch time.
 _INPUTS = (
     "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor? C, Tensor? D, Tensor? z, Tensor? dt_bias, "
-    "Tensor? h, Tensor? offsets, bool softplus, bool reverse"
+    "Tensor? h, Tensor? offsets, bool[] options"
 )
 torch.library.define(
     "gigavim::scan_forward",
-    f"({_INPUTS}, bool differentiable) -> (Tensor y, Tensor h, Tensor s, Tensor checkpoints)",
+    f"({_INPUTS}) -> (Tensor y, Tensor h, Tensor s, Tensor checkpoints)",
 )
 torch.library.define(
     "gigavim::scan_backward",
@@ -146,16 +147,15 @@ torch.library.define(
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *tensors, softplus, reverse, _ = arguments
-    inputs, call = _prepare(_Inputs(*tensors), softplus, reverse)
+    *tensors, options = arguments
+    inputs, call = _prepare(_Inputs(*tensors), options)
     # Several for each thread, so that none waits for a slower core.
     call.parts = min(call.parts * (4 if call.threads > 1 else 1), call.blocks)
     workers = call.threads // max(1, call.sequences * call.blocks)
     segments = min(workers + 1, call.length // SEGMENT // max(1, call.sequences))
     # All but the first and the last are advanced twice: with four, four threads are twice as fast.
     call.segments = segments if segments >= 4 else 1
-    results = _forward_results(*arguments)
-    y, h, s, checkpoints = results
+    results = y, h, s, checkpoints = _forward_results(*arguments)
     call.y = library.view(None if inputs.C is None else y)
     call.h_last, call.s, call.checkpoints = map(library.pointer, (h, s, checkpoints))
     library.run("forward", call)
@@ -163,7 +163,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _forward_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *tensors, _, _, differentiable = arguments
+    *tensors, (_, _, differentiable) = arguments
     inputs = _Inputs(*tensors)
     u, A = inputs.u, inputs.A
     sequences, (batch, length, channels) = inputs.sequences, u.shape
@@ -180,9 +180,9 @@ def _forward_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, softplus, reverse, _ = inputs
+    *tensors, options = inputs
     ctx.save_for_backward(output[3], *tensors)
-    ctx.options = softplus, reverse
+    ctx.options = options
     ctx.set_materialize_grads(False)
 
 
@@ -191,15 +191,15 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     checkpoints, *tensors = ctx.saved_tensors
     gradients = torch.ops.gigavim.scan_backward.default(
-        *tensors, *ctx.options, checkpoints, dy, dh, ds
+        *tensors, ctx.options, checkpoints, dy, dh, ds
     )
     present = zip(tensors, gradients, strict=False)  # the offsets have no gradient
-    return *(None if x is None else gradient for x, gradient in present), *[None] * 4
+    return *(None if x is None else gradient for x, gradient in present), None, None
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, softplus, reverse, checkpoints, dy, dh_last, ds = arguments
-    inputs, call = _prepare(_Inputs(*tensors), softplus, reverse)
+    *tensors, options, checkpoints, dy, dh_last, ds = arguments
+    inputs, call = _prepare(_Inputs(*tensors), options)
     u, _, A, B, C, D, z, dt_bias, h, _ = inputs
     dy = None if dy is None else library.dense_tokens(dy)
     dh_last, ds = (None if x is None else x.contiguous() for x in (dh_last, ds))
@@ -267,7 +267,7 @@ torch.library.register_autograd("gigavim::scan_forward", _differentiate, setup_c
 torch.library.register_autograd("gigavim::scan_backward", _refuse)
 
 
-def _prepare(inputs: _Inputs, softplus: bool, reverse: bool) -> tuple[_Inputs, library.Call]:
+def _prepare(inputs: _Inputs, options: list[bool]) -> tuple[_Inputs, library.Call]:
     """Return the inputs as scan.c needs them, and a call that refers to their memory."""
     u, dt, A, B, C, D, z, dt_bias, h, offsets = inputs
     u, dt, B = map(library.dense_tokens, (u, dt, B))
@@ -290,8 +290,8 @@ def _prepare(inputs: _Inputs, softplus: bool, reverse: bool) -> tuple[_Inputs, l
         states=A.shape[1],
         B_groups=B_groups,
         C_groups=C_groups,
-        softplus=softplus,
-        reverse=reverse,
+        softplus=options[0],
+        reverse=options[1],
         sharing=inputs.sharing,
         blocks=blocks,
         threads=threads,

@@ -107,7 +107,12 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 def constant(name: str) -> int:
     """Return ``gigavim_scan_<name>`` of the library."""
-    return ctypes.c_int64.in_dll(_library(), f"gigavim_scan_{name}").value
+    return _constant(_library(), name)
+
+
+@functools.cache
+def _constant(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.c_int64.in_dll(library, f"gigavim_scan_{name}").value
 
 
 def _library() -> ctypes.CDLL:

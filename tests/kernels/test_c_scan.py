@@ -150,12 +150,12 @@ def test_the_operators_are_what_they_claim_to_be(
     # Deterministic algorithms fill checkpoints with NaN, which is not equal to itself.
     torch.use_deterministic_algorithms(False)
     operators = torch.ops.gigavim
-    torch.library.opcheck(operators.scan_forward, (*tensors, True, False, gradients))
+    torch.library.opcheck(operators.scan_forward, (*tensors, [True, False, gradients]))
 
     with torch.no_grad():
-        y, h, s, checkpoints = operators.scan_forward(*tensors, True, False, True)
+        y, h, s, checkpoints = operators.scan_forward(*tensors, [True, False, True])
     detached = [None if x is None else x.detach() for x in tensors]
-    arguments = (*detached, True, False, checkpoints, y, h, s)
+    arguments = (*detached, [True, False, True], checkpoints, y, h, s)
     torch.library.opcheck(operators.scan_backward, arguments)
 
 
