@@ -93,8 +93,8 @@ def check() -> Iterator[Row]:
     x = layer(1, tokens)
     y, h = triton_scan(**x._asdict(), dt_softplus=True)
     per_token = {"u": x.u, "dt": x.dt, "B": x.B}
-    before = {name: tensor[:, :-tail] for name, tensor in per_token.items()}
-    after = {name: tensor[:, -tail:] for name, tensor in per_token.items()}
+    before: Row = {name: tensor[:, :-tail] for name, tensor in per_token.items()}
+    after: Row = {name: tensor[:, -tail:] for name, tensor in per_token.items()}
     assert x.C is not None
     C_tail = x.C[:, -tail:]
     _, start = scan_summary(A=x.A, dt_bias=x.dt_bias, dt_softplus=True, **before)

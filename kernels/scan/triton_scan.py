@@ -1,9 +1,9 @@
 """The scan on a GPU as PyTorch operators.
 
-`triton_kernels` holds the forward kernels and says how they work, `triton_backward` the gradients,
-`triton_launch` what lies between them and PyTorch. An operator scans one direction, or both
-directions of a layer in the same launches, and keeps nothing for gradients but its inputs. Triton
-is imported with the first scan.
+`triton_kernels` holds the forward kernels and says how they work, `triton_backward` the gradients.
+`triton_plan` cuts sequences into chunks, by the tuned table; `triton_launch` hands tensors over. An
+operator scans one direction, or both directions of a layer in the same launches, and keeps nothing
+for gradients but its inputs. Triton is imported with the first scan.
 """
 
 from __future__ import annotations
@@ -105,8 +105,19 @@ def scan_directions(
 ) -> list[Tensor]:
     """Return y and h of each direction; without C the sum s of the step sizes in place of y.
 
-    `chunk` fixes the tokens of a chunk, for tests and benchmarks.
+    `chunk` fixes the tokens of a chunk, for tests.
+
+    Raises
+    ------
+    ValueError
+        If the directions have different shapes.
     """
+    for x in directions:
+        if any(
+            a is not b and (a is None or b is None or a.shape != b.shape)
+            for a, b in zip(x[:5], directions[0][:5], strict=True)
+        ):
+            raise ValueError("u, dt, A, B and C must have the same shapes in both directions")
     tensors = []
     for u, dt, A, B, C, D, z, dt_bias, h in directions:
         state = torch.float64 if u.dtype == torch.float64 else torch.float32

@@ -122,6 +122,12 @@ def test_two_directions_have_their_own_gradients(scan_inputs: Any, assert_near: 
     assert_near(dict(zip(names, found, strict=True)), dict(zip(names, expected, strict=True)), 1e-9)
 
 
+def test_directions_of_different_shapes_are_refused(scan_inputs: Any) -> None:
+    forward, backward = (Inputs(**scan_inputs(1, length, 4, 3)) for length in (5, 6))
+    with pytest.raises(ValueError, match="same shapes in both directions"):
+        triton_scan.bidirectional_scan(forward, backward)
+
+
 @interpreted
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
 def test_packed_sequences_are_scanned_one_by_one(
