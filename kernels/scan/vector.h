@@ -65,7 +65,18 @@ INLINE vec largest(vec a, vec b)
 #endif
 }
 
-INLINE vec smallest(vec a, vec b) { return -largest(-a, -b); }
+/* b where a is not a number. */
+INLINE vec smallest(vec a, vec b)
+{
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return choose(a < b, a, b);
+#endif
+}
+
 INLINE vec magnitude(vec x) { return (vec)((ivec)x & 0x7fffffff); }
 
 /* Keeps a product from being fused with what is added to it. */
@@ -104,7 +115,7 @@ INLINE vec exp_of(vec x) { return exp2_clamped(x, all(1.44269504f)); }
 /* softplus and its slope; the identity above 20 comes out by rounding. */
 INLINE vec softplus(vec x, vec *slope)
 {
-    vec e = exp_of(-magnitude(x));
+    vec e = exp2_of(largest(magnitude(x) * -1.44269504f, all(-126)), all(1));
     vec p = e * 0.00536482f - 0.030065775f;          /* log(1 + e) / e, minimax on [0, 1], 1 at 0 */
     p = p * e + 0.07920451f;
     p = p * e - 0.137538f;
