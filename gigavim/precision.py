@@ -55,7 +55,7 @@ def products_in(precision: Precision, device: torch.device | str) -> torch.autoc
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     # On other processors PyTorch computes bfloat16 by way of float32, slowly.

@@ -65,10 +65,13 @@ def scan_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
     return Backend(asked, f"asked for by GIGAVIM_SCAN={asked}")
 
 
-# So that torch.compile need not look at the environment and at files.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _backend_name(device: torch.device, dtype: torch.dtype) -> str:
     return scan_backend(device, dtype).name
+
+
+# torch.compile need not look at the environment and at files. torch.compiler.assume_constant_result
+# does just this, after importing torch._dynamo, which takes a second.
+_backend_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _c_is_missing(device: torch.device, dtype: torch.dtype) -> str | None:
