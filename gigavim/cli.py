@@ -44,6 +44,14 @@ class Sample(StrEnum):
     scene = "scene"
 
 
+class Benchmark(StrEnum):
+    """What can be timed."""
+
+    scan = "scan"
+    vim = "vim"
+    run = "run"
+
+
 Order = StrEnum("Order", {name: name for name in ORDERS})  # type: ignore[misc]
 
 Images = Annotated[list[str], typer.Argument(help="Slides and scenes: files, or OME-Zarr folders.")]
@@ -227,6 +235,29 @@ def sample(
         make = make_slide if kind is Sample.slide else make_scene
     _or_one_line(lambda: make(out), debug=debug)
     print(out)
+
+
+@app.command()
+def bench(
+    what: Annotated[Benchmark, typer.Argument(help="scan, vim or run")],
+    image: Annotated[
+        Path | None, typer.Argument(help="For run: a slide or scene; the sample if none.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for figures.")] = Path(),
+    debug: Debug = False,
+) -> None:
+    """Time this machine: a table, a plot, and JSON lines to compare with."""
+    from gigavim.bench import run as whole_run
+    from gigavim.bench import scan, show, vim
+
+    # Generators: the one that is asked for runs.
+    benchmarks = {
+        Benchmark.scan: (scan.bench_scan(threads=(1, os.cpu_count() or 1)), scan.PLOT),
+        Benchmark.vim: (vim.bench_vim(), vim.PLOT),
+        Benchmark.run: (whole_run.bench_run(image), whole_run.PLOT),
+    }
+    rows, plot = benchmarks[what]
+    _or_one_line(lambda: show(f"bench-{what}", rows, plot, output), debug=debug)
 
 
 def main() -> None:
