@@ -21,6 +21,7 @@ from gigavim.bench import Row
 from gigavim.bench.measure import PeakMemory, alone, best_in_turns, best_of
 from gigavim.bench.vim import Case, measure
 from gigavim.kernels import scan_backend, selective_scan
+from gigavim.memory import keep_freed_memory
 from gigavim.models import vim_tiny
 from gigavim.precision import Precision, products_in
 
@@ -58,6 +59,7 @@ def tokens(threads: int, rounds: int) -> Iterator[Row]:
 
 
 def mix(length: int, chunk: int | None, threads: int, products: Precision, rounds: int) -> Row:
+    keep_freed_memory()  # as `gigavim` does
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     encoder = vim_tiny(classes=0).eval()

@@ -22,7 +22,7 @@ from gigavim.kernels import causal_conv, selective_scan
 
 __all__ = ["Block", "DirectionState", "Mixer", "norm_of"]
 
-TILE = 1024
+TILE = 2048
 """Tokens that a CPU takes at once: few enough for its cache, enough to call PyTorch rarely."""
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from gigavim.bench.measure import PeakMemory, alone, best_in_turns
 from gigavim.bench.run import bench_run
 from gigavim.bench.scan import bench_scan
 from gigavim.bench.vim import Case, bench_vim, measure
+from gigavim.memory import MIB, keep_freed_memory
 from images import write_slide
 
 ROWS: list[Row] = [
@@ -59,8 +61,26 @@ def test_memory_taken_and_given_back_counts() -> None:
 def _mib_of_a_hundred() -> float:
     with PeakMemory() as peak:
         for _ in range(20):
-            bytearray(100 * 2**20)  # all of it zeroed, and so in memory
+            len(b"1" * (100 * 2**20))
     return peak.mib
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone has the choice")
+def test_freed_memory_is_found_again() -> None:
+    first, again = alone(_page_faults_of_two_arrays)
+    assert again < first / 4
+
+
+def _page_faults_of_two_arrays() -> tuple[int, int]:
+    import resource
+
+    keep_freed_memory()
+    faults = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        len(b"1" * (16 * MIB))
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return faults[0], faults[1]
 
 
 def test_every_scan_is_timed_and_the_environment_left_alone() -> None:

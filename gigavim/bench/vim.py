@@ -19,6 +19,7 @@ from torch import nn
 from gigavim.bench.measure import PeakMemory, alone, best_of
 from gigavim.bench.show import Plot, Row
 from gigavim.kernels import scan_backend
+from gigavim.memory import keep_freed_memory
 from gigavim.models import vim_tiny
 from gigavim.precision import Precision, product_precision, products_in
 
@@ -89,6 +90,7 @@ def bench_vim(
 
 def measure(case: Case, rounds: int) -> Row:
     """Run one case in this process; `alone` gives it one of its own."""
+    keep_freed_memory()  # as `gigavim` does
     torch.set_num_threads(case.threads)
     if case.scan:
         os.environ["GIGAVIM_SCAN"] = case.scan
