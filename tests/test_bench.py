@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,9 @@ def test_memory_taken_and_given_back_counts() -> None:
 
 def _mib_of_a_hundred() -> float:
     with PeakMemory() as peak:
-        for _ in range(20):
-            len(b"1" * (100 * 2**20))
+        block = b"1" * (100 * MIB)
+        time.sleep(0.2)
+        del block
     return peak.mib
 
 
