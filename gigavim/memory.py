@@ -15,12 +15,12 @@ def keep_freed_memory() -> None:
     """Have the next array take the memory of the last one, where the C library is glibc.
 
     Otherwise glibc gives large arrays back to the system, which hands them out again a zeroed page
-    at a time: a fifth of the time of a block. Up to 256 MiB stay with the process. That is a choice
-    for a whole process, so programs make it; importing GigaVim does not.
+    at a time: a fifth of the time of a block. Up to a gibibyte stays with the process. That is a
+    choice for a whole process, so programs make it; importing GigaVim does not.
     """
     if not sys.platform.startswith("linux"):
         return
     glibc = ctypes.CDLL(None)
     if hasattr(glibc, "mallopt"):  # musl has none
-        glibc.mallopt(_TRIM_THRESHOLD, 256 * MIB)
+        glibc.mallopt(_TRIM_THRESHOLD, 1024 * MIB)
         glibc.mallopt(_MMAP_THRESHOLD, 32 * MIB)  # the most that it takes
