@@ -1,0 +1,15 @@
+"""One sequence of any length through the encoder, exactly, in bounded memory, resumable."""
+
+from gigavim.streamed.mix import Mixed, mix, rows_like, rows_of, sweeps_of
+from gigavim.streamed.scratch import DiskScratch, Mark, MemoryScratch, Scratch
+
+__all__ = [
+    "DiskScratch",
+    "Mark",
+    "MemoryScratch",
+    "Mixed",
+    "Scratch",
+    "mix",
+    "rows_of",
+    "sweeps_of",
+]
