@@ -10,6 +10,7 @@ __all__ = [
     "Mixed",
     "Scratch",
     "mix",
+    "rows_like",
     "rows_of",
     "sweeps_of",
 ]
