@@ -258,7 +258,8 @@ class _Layer:
                     continue
                 base = self.residual if half is None or other is not None else half
                 added = self.mixer.project(y if other is None else y + other)
-                rows = self._tensor(base[tile]) + added[0]
+                # A copy: PyTorch knows no tensors that cannot be written to.
+                rows = torch.from_numpy(np.array(base[tile])).to(self.device).add_(added[0])
                 if last and self.layer == len(self.encoder.layers) - 1:
                     rows = self.encoder.norm_f(rows)
                 assert write is not None
@@ -303,7 +304,8 @@ class _Layer:
         before = self._rows(tile.start - self.reach, tile.start)
         after = self._rows(tile.stop, tile.stop + self.reach)
         rows = np.concatenate([before, self.residual[tile], after])
-        xz = self.mixer.in_proj(self.block.norm(self._tensor(rows)))[None]
+        tokens = torch.from_numpy(rows).to(self.device)
+        xz = self.mixer.in_proj(self.block.norm(tokens))[None]
         inner = self.encoder.config.inner
         end = len(rows) - len(after)
         return Projected(
@@ -326,9 +328,6 @@ class _Layer:
     def _zero(self, direction: Direction) -> Tensor:
         dtype = torch.promote_types(direction.A.dtype, torch.float32)
         return direction.A.new_zeros((1, *direction.A.shape), dtype=dtype)
-
-    def _tensor(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(np.array(rows)).to(self.device)
 
     def _check(self, state: Tensor, tile: slice) -> None:
         if not torch.isfinite(state).all():
