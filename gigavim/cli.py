@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gigavim import __version__
-from gigavim.config import Resources, RunConfig
+from gigavim.config import Resources, RunConfig, parse_bytes
 from gigavim.errors import GigavimError
 from gigavim.orders import ORDERS
 
@@ -92,6 +92,13 @@ Heads = Annotated[
     list[str] | None,
     typer.Option("--head", help="features, classify or clusters; more than one may be given."),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Most memory that a run may take, as in 4GiB. By default 60 % of what is free.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -125,9 +132,7 @@ def run(
     no_mask: NoMask = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     readers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Tokens that a layer holds at once: memory against speed.")
-    ] = 16_384,
+    max_memory: MaxMemory = None,
     force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
@@ -145,7 +150,7 @@ def run(
     config = _config(
         model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask
     )
-    resources = Resources(device, readers, chunk)
+    resources = Resources(device, readers, _size(max_memory))
     try:
         with BarProgress(visible=not (quiet or as_json)) as progress:
             summaries = run_images(
@@ -183,6 +188,7 @@ def info(
     mode: ModeOption = Mode.whole,
     mask: Mask = None,
     no_mask: NoMask = False,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -191,7 +197,8 @@ def info(
     from gigavim.pipelines.inspect import describe
 
     config = _config(model, spacing, source_spacing, bands, mode, mask=mask, no_mask=no_mask)
-    facts = _or_one_line(lambda: describe(image, config), debug=debug)
+    resources = Resources(max_memory=_size(max_memory))
+    facts = _or_one_line(lambda: describe(image, config, resources), debug=debug)
     _print_json(facts) if as_json else print_description(facts)
 
 
@@ -294,6 +301,13 @@ def _config(
         mask=mask,
         read_all=no_mask,
     )
+
+
+def _size(text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--max-memory") from None
 
 
 def _or_one_line(call: Any, *, debug: bool) -> Any:

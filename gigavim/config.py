@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -54,5 +55,28 @@ class Resources:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     readers: int = 2
     """Threads that read, decode and normalise ahead of the encoder."""
-    chunk: int = 16_384
-    """Tokens that a layer holds at once; the rest waits as residual stream."""
+    max_memory: int | None = None
+    """Bytes of host memory that the process may take; 60 % of what is free if None."""
+    chunk: int | None = None
+    """Most tokens that a layer takes from one save to the next; as suits the device if None."""
+
+
+def parse_bytes(text: str) -> int:
+    """Read an amount of memory.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+
+    Examples
+    --------
+    >>> parse_bytes("4GiB"), parse_bytes("1.5 GB"), parse_bytes("800m")
+    (4294967296, 1500000000, 838860800)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?)(i?b?)", text.strip().lower())
+    if match is None or (match[3] == "i") or (match[3] == "ib" and not match[2]):
+        raise ValueError(f"{text!r} is no amount of memory; write 4GiB, 3500MiB or 4GB")
+    # As for every tool: GB are thousands, GiB and a bare G 1024s.
+    step = 1000 if match[3] == "b" else 1024
+    return int(float(match[1]) * step ** " kmgt".index(match[2] or " "))

@@ -122,7 +122,9 @@ def print_description(facts: Mapping[str, Any]) -> None:
             "reads": f"{run['patches']:,} patches, {run['foreground_share']:.0%} of the image, "
             f"from {run['megapixels']:,.0f} megapixels of level {run['level_read']}",
             "encodes": f"{run['tokens']:,} tokens",
-            "memory": f"about {_bytes(run['memory_bytes'])}",
+            "memory": f"at most about {_bytes(run['memory_bytes'])}, "
+            f"of {_bytes(run['memory_limit_bytes'])} that it may take",
+            "mixes": _mixing(run),
             "time": f"about {_seconds(run['seconds'])}",
         }
     )
@@ -169,6 +171,14 @@ def _spacing(spacing: Sequence[float], unit: str) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _mixing(run: Mapping[str, Any]) -> str:
+    """Say in what parts the sequence is mixed, and where the rest waits."""
+    if run["mode"] != "whole":
+        return ""
+    where = f"{_bytes(run['scratch_bytes'])} on the disk" if run["on_disk"] else "in memory"
+    return f"in chunks of {run['chunk']:,} tokens; between layers they wait {where}"
 
 
 def _problems(summary: Summary) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,12 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gigavim import __version__
 from gigavim.encoder import VisionMamba
 from gigavim.patches import Patches
 from gigavim.pipelines.plan import Plan
 from gigavim.pipelines.report import Stages
 from gigavim.pipelines.stream import stream
 from gigavim.store import ResultStore
+from gigavim.streamed import (
+    DiskScratch,
+    MemoryScratch,
+    Mixed,
+    Scratch,
+    mix,
+    rows_like,
+    rows_of,
+)
 
 BLOCKS_HELD = 64
 """Blocks kept while rows are put in order: two rows of blocks of a large slide."""
@@ -89,49 +101,86 @@ def valid_in_order(plan: Plan, store: ResultStore) -> NDArray[np.bool_]:
     return valid
 
 
-@torch.inference_mode()
+@contextlib.contextmanager
 def mix_whole(
     plan: Plan,
-    tokens: NDArray[np.float32],
+    store: ResultStore,
     valid: NDArray[np.bool_],
     *,
     chunk: int,
-    on_layer: Callable[[int], None],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    on_disk: bool,
+    on_chunk: Callable[[int], None],
+) -> Iterator[Mixed]:
     """Let all tokens of the image see each other, as one sequence of those that could be read.
 
     Parameters
     ----------
-    tokens
-        In the order of the sequence, shape (n, D).
+    valid
+        Which patches could be read, shape (n,).
     chunk
-        Tokens that a layer holds at once.
-    on_layer
-        Told the tokens of each layer that is done.
+        Tokens that a layer takes from one save to the next.
+    on_disk
+        Whether the residual stream waits on the disk, from where a killed run continues.
+    on_chunk
+        Told the rows of each chunk of each layer and direction.
 
-    Returns
-    -------
-    features
-        0 where a patch is not valid, shape (n, D).
-    vector
-        Of the image, shape (D,).
+    Yields
+    ------
+    mixed
+        The features of the valid patches; while the context lasts, they can be read.
     """
+    encoder, length = plan.setup.model.encoder, int(valid.sum())
+    rows, width, like = rows_of(encoder, length), encoder.config.width, rows_like(encoder)
+    positioned = encoder.config.position != "none"
+    with contextlib.ExitStack() as stack:
+        scratch: Scratch
+        if on_disk:
+            folder = store.path / "state" / "mixing"
+            scratch = stack.enter_context(
+                DiskScratch(folder, _identity(store, like), rows, width, chunk, like)
+            )
+        else:
+            scratch = MemoryScratch(rows, width, chunk, like)
+        tokens = _tokens_by_block(plan, store, valid)
+        yield mix(encoder, tokens, length, scratch, positioned=positioned, on_chunk=on_chunk)
+
+
+def features_in_order(
+    plan: Plan, mixed: Mixed, valid: NDArray[np.bool_], size: int
+) -> Iterator[NDArray[np.float16]]:
+    """Yield the features of all patches in parts, 0 where a patch is not valid."""
+    done = 0
+    for cut in plan.sequence.chunks(size):
+        here = valid[cut]
+        part = np.zeros((len(here), plan.setup.model.encoder.config.width), np.float16)
+        part[here] = mixed.tokens(done, done + int(here.sum())).cpu().numpy()
+        done += int(here.sum())
+        yield part
+
+
+def _tokens_by_block(
+    plan: Plan, store: ResultStore, valid: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+    """Yield the places among the valid patches, and the tokens with their positions, by block."""
     encoder, grid = plan.setup.model.encoder, plan.setup.grid
-    device = _device(encoder)
-    index = torch.from_numpy(plan.sequence.index[valid])
-    position = encoder.position_for(grid.rows, grid.columns, index)
-    sequence = torch.from_numpy(tokens[valid]).to(device)
-    hooks = [
-        layer.register_forward_hook(lambda *_: on_layer(len(tokens))) for layer in encoder.layers
-    ]
-    try:
-        mixed = encoder.mix(sequence[None], position, chunk=chunk)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    features = np.zeros_like(tokens)
-    features[valid] = mixed.tokens[0].cpu().numpy()
-    return features, mixed.vector[0].cpu().numpy()
+    missing = np.flatnonzero(~valid)
+    for block, positions in zip(plan.blocks, plan.positions, strict=True):
+        held = store.read_block(block.number)
+        wanted = (positions >= 0) & held.valid
+        tokens = torch.from_numpy(held.tokens[wanted]).to(_device(encoder))
+        index = torch.from_numpy(block.index[wanted])
+        position = encoder.position_for(grid.rows, grid.columns, index)
+        places = positions[wanted].astype(np.int64)
+        yield (
+            places - np.searchsorted(missing, places),
+            tokens if position is None else tokens + position,
+        )
+
+
+def _identity(store: ResultStore, like: torch.Tensor) -> str:
+    """Name everything that decides a bit of what is mixed."""
+    run = {name: store.attributes.get(name) for name in ("configuration", "model", "source")}
+    return json.dumps([__version__, torch.__version__, str(like.device), run], sort_keys=True)
 
 
 def tile_vectors(

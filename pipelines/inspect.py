@@ -19,6 +19,7 @@ from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError
 from gigavim.kernels.scan import scan_backend
 from gigavim.models import available
+from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, make_plan, set_up
 from gigavim.sources import open_source
 
@@ -28,7 +29,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe(path: str, config: RunConfig) -> dict[str, Any]:
+def describe(path: str, config: RunConfig, resources: Resources | None = None) -> dict[str, Any]:
     """Tell what an image is, and what a run would read.
 
     Where a run is not possible, ``run`` says why in place of figures.
@@ -60,11 +61,13 @@ def describe(path: str, config: RunConfig) -> dict[str, Any]:
         "metadata": source.metadata,
     }
     started = time.perf_counter()
+    resources = resources or Resources()
     try:
         plan = make_plan(set_up(path, config))
+        memory = plan_memory(plan, resources)
     except GigavimError as error:
         return facts | {"run": {"not_possible": str(error)}}
-    return facts | {"run": _forecast(plan, Resources(), time.perf_counter() - started)}
+    return facts | {"run": _forecast(plan, resources, memory, time.perf_counter() - started)}
 
 
 def checkup() -> dict[str, Any]:
@@ -132,8 +135,10 @@ def describe_models() -> list[dict[str, Any]]:
     return listed
 
 
-def _forecast(plan: Plan, resources: Resources, planning_s: float) -> dict[str, Any]:
-    """Say what a run would read, and estimate time and memory by reading and encoding one block."""
+def _forecast(
+    plan: Plan, resources: Resources, memory: MemoryPlan, planning_s: float
+) -> dict[str, Any]:
+    """Say what a run would read, and estimate time by reading and encoding one block."""
     setup, tokens = plan.setup, len(plan.sequence)
     encoder = setup.model.encoder
     block = max(plan.blocks, key=lambda block: len(block.cells))
@@ -151,11 +156,6 @@ def _forecast(plan: Plan, resources: Resources, planning_s: float) -> dict[str, 
     per_token = plan.tokens / len(embedded)
     beside, after = (embed_s + mix_s, 0.0) if plan.tile else (embed_s, mix_s)
 
-    width = encoder.config.width
-    waiting = 3 * resources.readers * patches.pixels.nbytes
-    # Tokens, the residual stream, what a layer adds, and the features; then a layer's working set.
-    held = 0 if plan.tile else 5 * 4 * width * tokens
-    working = 4 * 14 * encoder.config.expand * width * min(resources.chunk, plan.tokens)
     return {
         "model": setup.model.path.stem,
         "mode": setup.config.mode,
@@ -166,7 +166,11 @@ def _forecast(plan: Plan, resources: Resources, planning_s: float) -> dict[str, 
         "foreground_share": tokens / (setup.grid.rows * setup.grid.columns),
         "tokens": plan.tokens,
         "megapixels": plan.megapixels,
-        "memory_bytes": psutil.Process().memory_info().rss + waiting + held + working,
+        "memory_bytes": memory.expected,
+        "memory_limit_bytes": memory.limit,
+        "chunk": memory.chunk,
+        "on_disk": memory.on_disk,
+        "scratch_bytes": memory.scratch,
         "seconds": planning_s + max(read_s, per_token * beside) + per_token * after,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -17,16 +18,19 @@ from gigavim.errors import GigavimError
 from gigavim.kernels.scan import scan_backend
 from gigavim.pipelines.encode import (
     encode_blocks,
+    features_in_order,
     mix_whole,
     rows_in_order,
     tile_vectors,
     valid_in_order,
 )
 from gigavim.pipelines.maps import apply_heads, write_maps, write_pictures
+from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, Setup, make_plan, set_up
 from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_memory
 from gigavim.pipelines.stream import reader_pool
 from gigavim.store import ResultStore, fingerprint
+from gigavim.streamed import rows_of, sweeps_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +78,12 @@ def run_image(
         return Summary(path, "skipped", store=str(store_path))
     with stages.measure("foreground"):
         plan = make_plan(setup)
+        memory = plan_memory(plan, resources)
     with ResultStore.create(store_path, attributes, force=force) as store:
         if store.complete:
             return Summary(path, "skipped", store=str(store_path))
         resumed = any(store.block_done(block.number) for block in plan.blocks)
-        megapixels = _fill(plan, store, resources, stages, progress)
+        megapixels = _fill(plan, store, resources, memory, stages, progress)
         with stages.measure("heads"):
             maps = apply_heads(plan, store)
         with stages.measure("write"):
@@ -172,7 +177,12 @@ def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
 
 
 def _fill(
-    plan: Plan, store: ResultStore, resources: Resources, stages: Stages, progress: Progress
+    plan: Plan,
+    store: ResultStore,
+    resources: Resources,
+    memory: MemoryPlan,
+    stages: Stages,
+    progress: Progress,
 ) -> float:
     """Read and encode all blocks, and put features and vectors where they stay."""
     total = 0.0
@@ -196,19 +206,28 @@ def _fill(
             "get the file again, or check it with `gigavim info`"
         )
     shape = (len(sequence), plan.setup.model.encoder.config.width)
-    rows = rows_in_order(plan, store, ROWS_AT_ONCE)
     if plan.tile is None:
-        tokens = np.concatenate(list(rows))
-        progress.start("mixing", len(sequence) * plan.setup.model.encoder.config.depth)
-        with stages.measure("encode"):
-            features, vector = mix_whole(
-                plan, tokens, valid, chunk=resources.chunk, on_layer=progress.advance
-            )
-        del tokens
-        with stages.measure("write"):
-            store.write_rows("tokens/features", [features], shape, np.float16)
+        encoder = plan.setup.model.encoder
+        progress.start("mixing", rows_of(encoder, int(valid.sum())) * sweeps_of(encoder))
+        with contextlib.ExitStack() as stack:
+            with stages.measure("encode"):
+                mixed = stack.enter_context(
+                    mix_whole(
+                        plan,
+                        store,
+                        valid,
+                        chunk=memory.chunk,
+                        on_disk=memory.on_disk,
+                        on_chunk=progress.advance,
+                    )
+                )
+            with stages.measure("write"):
+                parts = features_in_order(plan, mixed, valid, ROWS_AT_ONCE)
+                store.write_rows("tokens/features", parts, shape, np.float16)
+            vector = mixed.vector.cpu().numpy()
     else:
         with stages.measure("write"):
+            rows = rows_in_order(plan, store, ROWS_AT_ONCE)
             store.write_rows("tokens/features", rows, shape, np.float16)
             index, vectors, whole = tile_vectors(plan, store)
             store.write_array("tiles/coords", plan.setup.grid.coords(index))
