@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from gigavim.config import Resources, RunConfig, parse_bytes
+from gigavim.errors import GigavimError
+from gigavim.mixer import TILE
+from gigavim.pipelines import memory
+from gigavim.pipelines.memory import plan_memory
+from gigavim.pipelines.plan import Plan, make_plan, set_up
+from gigavim.pipelines.run import run_image
+
+GIB = 2**30
+CPU = Resources(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plan(slide: Path, model: Path) -> Plan:
+    return make_plan(set_up(str(slide), RunConfig(model=str(model), heads=("features",))))
+
+
+def same(a: Path, b: Path) -> None:
+    first, second = zarr.open_group(a, mode="r"), zarr.open_group(b, mode="r")
+    for name in ("tokens/features", "tokens/valid", "image/vector"):
+        np.testing.assert_array_equal(first[name][...], second[name][...], err_msg=name)
+
+
+def test_without_a_limit_a_run_takes_a_part_of_what_is_free(plan: Plan) -> None:
+    found = plan_memory(plan, CPU)
+    assert found.expected <= found.limit
+    assert not found.on_disk
+
+
+def test_a_limit_too_small_is_refused_with_the_smallest_that_works(plan: Plan) -> None:
+    with pytest.raises(GigavimError, match=r"smallest that works is \d+MiB") as error:
+        plan_memory(plan, replace(CPU, max_memory=10 * 2**20))
+    smallest = parse_bytes(str(error.value).rsplit(" ", 1)[1])
+    # What the process has by now differs a little from one look to the next.
+    assert plan_memory(plan, replace(CPU, max_memory=smallest + 2**24)).chunk >= 1
+
+
+def test_less_memory_gives_shorter_chunks_then_the_disk(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A sequence of ten million tokens, as far as memory is concerned.
+    monkeypatch.setattr(memory, "rows_of", lambda encoder, length: 10**7)
+    monkeypatch.setattr(memory, "IN_MEMORY", 10**8)
+    plans = [
+        plan_memory(plan, replace(CPU, max_memory=64 * GIB)),
+        plan_memory(plan, replace(CPU, max_memory=2 * GIB)),
+    ]
+    assert [found.on_disk for found in plans] == [False, True]
+    assert all(found.expected <= found.limit for found in plans)
+    assert all(found.chunk % TILE == 0 for found in plans)
+    assert plans[1].scratch == 2 * 32 * 4 * (10**7 + plans[1].chunk)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4GiB", 4 * GIB), ("4G", 4 * GIB), ("3.5 gb", 3_500_000_000), ("700MiB", 700 * 2**20)],
+)
+def test_amounts_of_memory_are_written_as_people_do(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "4 XB", "-1GB", "1Gi"])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no amount of memory; write 4GiB"):
+        parse_bytes(text)
+
+
+class Stops:
+    """Progress that is interrupted after so many steps of mixing."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.title = after, ""
+
+    def start(self, title: str, tokens: int) -> None:
+        self.title = title
+
+    def advance(self, tokens: int, megapixels: float = 0.0) -> None:
+        self.left -= self.title == "mixing"
+        if self.left == 0 and self.title == "mixing":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 9, 27])
+def test_a_run_continues_inside_an_image_to_the_same_bits(
+    slide: Path, model: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
+    config = RunConfig(model=str(model), heads=("features",))
+    resources = replace(CPU, chunk=150)
+    unbroken, broken = tmp_path / "unbroken.gigavim.zarr", tmp_path / "broken.gigavim.zarr"
+    run_image(str(slide), unbroken, config, resources)
+    with pytest.raises(KeyboardInterrupt):
+        run_image(str(slide), broken, config, resources, progress=Stops(after))
+    assert (broken / "state/mixing/journal.npz").exists()
+    assert run_image(str(slide), broken, config, resources).resumed
+    same(unbroken, broken)
+    assert not (broken / "state").exists()
+
+
+def test_the_disk_gives_the_bits_of_memory(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(model=str(model), heads=("features",))
+    run_image(str(slide), tmp_path / "memory.gigavim.zarr", config, CPU)
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
+    run_image(str(slide), tmp_path / "disk.gigavim.zarr", config, CPU)
+    same(tmp_path / "memory.gigavim.zarr", tmp_path / "disk.gigavim.zarr")
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from gigavim.config import Resources, RunConfig
+from gigavim.pipelines import memory, run
+memory.IN_MEMORY = {in_memory}
+plans = []
+def planned(*args):
+    plans.append(memory.plan_memory(*args))
+    return plans[-1]
+run.plan_memory = planned
+resources = Resources("cpu", max_memory={limit})
+run.run_image({image!r}, Path({store!r}), RunConfig(read_all=True), resources)
+status = Path("/proc/self/status").read_text()
+peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+print(json.dumps([peak, plans[0].expected, plans[0].chunk, plans[0].on_disk]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_the_peak_stays_under_the_limit(tmp_path: Path) -> None:
+    from gigavim.sample import make_slide
+
+    image = tmp_path / "slide.svs"
+    make_slide(image)
+    stores = []
+    for limit, in_memory in ((4 * GIB, 2**17), (1200 * 2**20, 0)):
+        stores.append(tmp_path / f"{limit}.gigavim.zarr")
+        program = PROGRAM.format(
+            in_memory=in_memory, image=str(image), store=str(stores[-1]), limit=limit
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=dict(os.environ),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peak, expected, _, on_disk = json.loads(done.stdout)
+        assert on_disk == (in_memory == 0)
+        assert peak <= expected <= limit
+    same(*stores)
