@@ -44,6 +44,13 @@ class Sample(StrEnum):
     scene = "scene"
 
 
+class Products(StrEnum):
+    """What the encoder's matrix products are computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Benchmark(StrEnum):
     """What can be timed."""
 
@@ -131,6 +138,9 @@ def run(
     mask: Mask = None,
     no_mask: NoMask = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        Products, typer.Option(help="Of matrix products: bfloat16 is faster, and 1 % off.")
+    ] = Products.float32,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
     max_memory: MaxMemory = None,
     force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
@@ -148,8 +158,9 @@ def run(
 
     _log_to(log_file, quiet=quiet or as_json)
     config = _config(
-        model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask
-    )
+        model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask,
+        precision,
+    )  # fmt: skip
     resources = Resources(device, readers, _size(max_memory))
     try:
         with BarProgress(visible=not (quiet or as_json)) as progress:
@@ -287,6 +298,7 @@ def _config(
     seed: int = 0,
     mask: str | None = None,
     no_mask: bool = False,
+    precision: Products = Products.float32,
 ) -> RunConfig:
     return RunConfig(
         model=model,
@@ -298,6 +310,7 @@ def _config(
         heads=tuple(head or ()),
         clusters=clusters,
         seed=seed,
+        precision=precision.value,
         mask=mask,
         read_all=no_mask,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from gigavim.orders import Order
 
 Mode = Literal["whole", "tiles"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class RunConfig:
     """Number of clusters of the unsupervised map."""
     seed: int = 0
     """Of the clustering."""
+    precision: Precision = "float32"
+    """Of the encoder's matrix products; norms, residual stream and scan stay in float32."""
     mask: str | None = None
     """A GeoJSON, PNG or TIFF that says what is foreground."""
     read_all: bool = False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 
-__all__ = ["Precision", "Products", "product_precision", "products_in"]
+from gigavim.config import Precision
 
-Precision = Literal["float32", "bfloat16"]
+__all__ = ["Precision", "Products", "product_precision", "products_in"]
 
 
 class Products(NamedTuple):

@@ -138,6 +138,8 @@ def print_checkup(facts: Mapping[str, Any]) -> None:
         print(f"device {device['name']}: {device['what']}, {_bytes(device['memory_bytes'])}")
     for kernel in facts["kernels"]:
         print(f"scan on {kernel['device']}: {kernel['scan']}, {kernel['reason']}")
+        if kernel["bfloat16"]:
+            print(f"products on {kernel['device']}: --precision bfloat16 is faster here")
     print(f"models: {', '.join(facts['models']) or 'none'}")
     for item in facts["missing"]:
         print(f"missing: {item['what']}; {item['fix']}")

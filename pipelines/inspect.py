@@ -21,6 +21,7 @@ from gigavim.kernels.scan import scan_backend
 from gigavim.models import available
 from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, make_plan, set_up
+from gigavim.precision import product_precision
 from gigavim.sources import open_source
 
 PACKAGES = (
@@ -76,7 +77,7 @@ def checkup() -> dict[str, Any]:
     import rasterio
 
     cpu = scan_backend("cpu", torch.float32)
-    kernels = [{"device": "cpu", "scan": cpu.name, "reason": cpu.reason}]
+    kernels = [_kernels("cpu")]
     devices = [
         {
             "name": "cpu",
@@ -89,8 +90,7 @@ def checkup() -> dict[str, Any]:
         found = torch.cuda.get_device_properties(index)
         name = f"cuda:{index}"
         devices.append({"name": name, "what": found.name, "memory_bytes": found.total_memory})
-        scan = scan_backend(name, torch.float32)
-        kernels.append({"device": name, "scan": scan.name, "reason": scan.reason})
+        kernels.append(_kernels(name))
     return {
         "gigavim": __version__,
         "python": platform.python_version(),
@@ -172,6 +172,18 @@ def _forecast(
         "on_disk": memory.on_disk,
         "scratch_bytes": memory.scratch,
         "seconds": planning_s + max(read_s, per_token * beside) + per_token * after,
+    }
+
+
+def _kernels(device: str) -> dict[str, Any]:
+    """Tell which scan a device runs and why, and whether it has fast bfloat16 products."""
+    scan = scan_backend(device, torch.float32)
+    products = product_precision(device, "bfloat16")
+    return {
+        "device": device,
+        "scan": scan.name,
+        "reason": scan.reason,
+        "bfloat16": products.precision == "bfloat16",
     }
 
 

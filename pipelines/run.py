@@ -29,6 +29,7 @@ from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, Setup, make_plan, set_up
 from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_memory
 from gigavim.pipelines.stream import reader_pool
+from gigavim.precision import product_precision, products_in
 from gigavim.store import ResultStore, fingerprint
 from gigavim.streamed import rows_of, sweeps_of
 
@@ -73,6 +74,9 @@ def run_image(
         scan = scan_backend(device, torch.float32)
         if scan.name in ("torch", "reference"):
             logger.warning("the scan is slow here: %s; `gigavim doctor` has the fix", scan.reason)
+        products = product_precision(device, config.precision)
+        if products.precision != config.precision:
+            logger.warning("products are computed in %s: %s", products.precision, products.reason)
         attributes = _attributes(setup, command)
     if not force and ResultStore.is_finished(store_path, attributes):
         return Summary(path, "skipped", store=str(store_path))
@@ -83,7 +87,8 @@ def run_image(
         if store.complete:
             return Summary(path, "skipped", store=str(store_path))
         resumed = any(store.block_done(block.number) for block in plan.blocks)
-        megapixels = _fill(plan, store, resources, memory, stages, progress)
+        with products_in(config.precision, device):
+            megapixels = _fill(plan, store, resources, memory, stages, progress)
         with stages.measure("heads"):
             maps = apply_heads(plan, store)
         with stages.measure("write"):

@@ -345,3 +345,13 @@ def test_reading_all_of_a_scene_without_valid_pixels_is_an_error_too(
     config = RunConfig(model=str(scene_model), read_all=True)
     with pytest.raises(GigavimError, match=r"empty.tif: it has no valid pixel"):
         run_image(str(empty), tmp_path / "empty.gigavim.zarr", config, CPU)
+
+
+def test_products_in_half_precision_change_features_little(
+    whole: Path, slide: Path, model: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "half.gigavim.zarr"
+    run_image(str(slide), store, RunConfig(model=str(model), precision="bfloat16"), CPU)
+    exact = zarr.open_group(whole, mode="r")["tokens/features"][:].astype(np.float32)
+    half = zarr.open_group(store, mode="r")["tokens/features"][:].astype(np.float32)
+    assert np.linalg.norm(half - exact) < 0.02 * np.linalg.norm(exact)
