@@ -90,11 +90,13 @@ def plan_memory(plan: Plan, resources: Resources) -> MemoryPlan:
     if limit < smallest:
         raise GigavimError(
             f"{plan.setup.source.path}: --max-memory {_mib(limit)} is too little for its "
-            f"{len(plan.sequence):,} tokens; the smallest that works is {_mib(smallest)}"
+            f"{len(plan.sequence):,} tokens; the smallest that works is {_mib(_rounded(smallest))}"
         )
-    chunk = min(resources.chunk or CHUNK.get(device, CHUNK["cpu"]), max(rows, 1))
+    # Whole tiles, so that the limit does not decide where the CPU's arithmetic is cut.
+    whole = TILE * max(1, -(-rows // TILE))
+    chunk = resources.chunk or min(CHUNK.get(device, CHUNK["cpu"]), whole)
     while chunk > TILE and expected(chunk, held=False) > limit:
-        chunk = max(TILE, chunk // 2)
+        chunk = max(1, chunk // 2 // TILE) * TILE
     if device == "cuda":
         held = 2 * row_bytes * (rows + chunk) <= FREE_SHARE * torch.cuda.mem_get_info()[0]
     else:
@@ -135,6 +137,12 @@ def _blocks_held(plan: Plan) -> int:
     largest = max(len(block.cells) for block in plan.blocks)
     width = plan.setup.model.encoder.config.width
     return 4 * width * largest * min(BLOCKS_HELD, len(plan.blocks))
+
+
+def _rounded(count: int) -> int:
+    """Round up, by more than a process differs from one start to the next."""
+    step = 64 * 2**20
+    return -(-(count + step // 2) // step) * step
 
 
 def _mib(count: int) -> str:

@@ -44,8 +44,8 @@ def test_a_limit_too_small_is_refused_with_the_smallest_that_works(plan: Plan) -
     with pytest.raises(GigavimError, match=r"smallest that works is \d+MiB") as error:
         plan_memory(plan, replace(CPU, max_memory=10 * 2**20))
     smallest = parse_bytes(str(error.value).rsplit(" ", 1)[1])
-    # What the process has by now differs a little from one look to the next.
-    assert plan_memory(plan, replace(CPU, max_memory=smallest + 2**24)).chunk >= 1
+    found = plan_memory(plan, replace(CPU, max_memory=smallest))
+    assert found.expected <= found.limit == smallest
 
 
 def test_less_memory_gives_shorter_chunks_then_the_disk(
@@ -62,6 +62,21 @@ def test_less_memory_gives_shorter_chunks_then_the_disk(
     assert all(found.expected <= found.limit for found in plans)
     assert all(found.chunk % TILE == 0 for found in plans)
     assert plans[1].scratch == 2 * 32 * 4 * (10**7 + plans[1].chunk)
+
+
+@pytest.mark.parametrize("rows", [1, 5000, 11_000, 10**6])
+def test_the_limit_never_cuts_a_tile(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(memory, "rows_of", lambda encoder, length: rows)
+    monkeypatch.setattr(memory, "FIXED", 0)
+    with pytest.raises(GigavimError) as error:
+        plan_memory(plan, replace(CPU, max_memory=1))
+    smallest = parse_bytes(str(error.value).rsplit(" ", 1)[1])
+    for spare in (0, 2**20, 2**21, 2**22, 2**23, 2**30):
+        chunk = plan_memory(plan, replace(CPU, max_memory=smallest + spare)).chunk
+        assert chunk % TILE == 0
+        assert chunk >= TILE
 
 
 @pytest.mark.parametrize(
