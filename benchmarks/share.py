@@ -28,7 +28,7 @@ from gigavim.pipelines.share import DaskWorkers, dask_workers, mix_shared
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=2**15)
+    parser.add_argument("--tokens", type=int, default=2**16)
     parser.add_argument("--chunk", type=int, help="tokens projected at once; by default all")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
