@@ -69,14 +69,20 @@ def test_the_limit_never_cuts_a_tile(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(memory, "rows_of", lambda encoder, length: rows)
-    monkeypatch.setattr(memory, "FIXED", 0)
+    # Mixing alone decides, and the smallest limit is named to the MiB.
+    monkeypatch.setattr(memory, "_reading", lambda plan, readers: 0)
+    monkeypatch.setattr(memory, "_rounded", lambda count: count)
     with pytest.raises(GigavimError) as error:
         plan_memory(plan, replace(CPU, max_memory=1))
     smallest = parse_bytes(str(error.value).rsplit(" ", 1)[1])
-    for spare in (0, 2**20, 2**21, 2**22, 2**23, 2**30):
-        chunk = plan_memory(plan, replace(CPU, max_memory=smallest + spare)).chunk
-        assert chunk % TILE == 0
-        assert chunk >= TILE
+    chunks = [
+        plan_memory(plan, replace(CPU, max_memory=smallest + spare)).chunk
+        for spare in (2**20, 2**21, 2**22, 2**23, 2**30)
+    ]
+    assert all(chunk >= TILE and chunk % TILE == 0 for chunk in chunks)
+    assert chunks == sorted(chunks)
+    assert chunks[-1] == min(8 * TILE, -(-rows // TILE) * TILE)
+    assert rows < 10**6 or chunks[0] < chunks[-1]
 
 
 @pytest.mark.parametrize(
