@@ -143,6 +143,12 @@ def run(
     ] = Products.float32,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
     max_memory: MaxMemory = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the sequence of an image.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask cluster to share it by, tcp://HOST:PORT.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
@@ -161,7 +167,7 @@ def run(
         model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask,
         precision,
     )  # fmt: skip
-    resources = Resources(device, readers, _size(max_memory))
+    resources = Resources(device, readers, _size(max_memory), workers, scheduler)
     try:
         with BarProgress(visible=not (quiet or as_json)) as progress:
             summaries = run_images(

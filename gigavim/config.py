@@ -60,6 +60,10 @@ class Resources:
     """Threads that read, decode and normalise ahead of the encoder."""
     max_memory: int | None = None
     """Bytes of host memory that the process may take; 60 % of what is free if None."""
+    workers: int | None = None
+    """Processes of this machine that share the sequence of an image; this one alone if None."""
+    scheduler: str | None = None
+    """Address of a Dask cluster whose workers share it instead."""
     chunk: int | None = None
     """Most tokens that a layer takes from one save to the next; as suits the device if None."""
 

@@ -17,8 +17,11 @@ from gigavim.encoder import VisionMamba
 from gigavim.patches import Patches
 from gigavim.pipelines.plan import Plan
 from gigavim.pipelines.report import Stages
+from gigavim.pipelines.share import Mixed as SharedMixed
+from gigavim.pipelines.share import dask_workers, mix_shared
 from gigavim.pipelines.stream import stream
 from gigavim.store import ResultStore
+from gigavim.store.disk import writing
 from gigavim.streamed import (
     DiskScratch,
     MemoryScratch,
@@ -29,6 +32,8 @@ from gigavim.streamed import (
     rows_of,
 )
 
+ROWS_AT_ONCE = 32_768
+"""Rows of the sequence that are put in order together."""
 BLOCKS_HELD = 64
 """Blocks kept while rows are put in order: two rows of blocks of a large slide."""
 
@@ -145,15 +150,55 @@ def mix_whole(
         yield mix(encoder, tokens, length, scratch, positioned=positioned, on_chunk=on_chunk)
 
 
+@contextlib.contextmanager
+def mix_by_workers(
+    plan: Plan,
+    store: ResultStore,
+    valid: NDArray[np.bool_],
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    chunk: int,
+    on_layer: Callable[[int], None],
+) -> Iterator[SharedMixed]:
+    """Do what `mix_whole` does, by the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    workers
+        Processes to start on this machine.
+    scheduler
+        Address of a running cluster, in their place.
+    chunk
+        Tokens whose projections a worker holds at once.
+    on_layer
+        Told the tokens of each layer that is done.
+    """
+    folder = store.path / "state" / "share"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with dask_workers(workers, scheduler) as found:
+        yield mix_shared(
+            found,
+            plan.setup.model,
+            _tokens_in_order(plan, store, valid),
+            int(valid.sum()),
+            folder=folder,
+            chunk=chunk,
+            on_layer=on_layer,
+        )
+
+
 def features_in_order(
-    plan: Plan, mixed: Mixed, valid: NDArray[np.bool_], size: int
+    plan: Plan, mixed: Mixed | SharedMixed, valid: NDArray[np.bool_], size: int
 ) -> Iterator[NDArray[np.float16]]:
     """Yield the features of all patches in parts, 0 where a patch is not valid."""
     done = 0
     for cut in plan.sequence.chunks(size):
         here = valid[cut]
         part = np.zeros((len(here), plan.setup.model.encoder.config.width), np.float16)
-        part[here] = mixed.tokens(done, done + int(here.sum())).cpu().numpy()
+        features = torch.as_tensor(mixed.tokens(done, done + int(here.sum())))
+        part[here] = features.cpu().numpy()
         done += int(here.sum())
         yield part
 
@@ -175,6 +220,19 @@ def _tokens_by_block(
             places - np.searchsorted(missing, places),
             tokens if position is None else tokens + position,
         )
+
+
+def _tokens_in_order(
+    plan: Plan, store: ResultStore, valid: NDArray[np.bool_]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the tokens of the valid patches with their positions, in the order of the sequence."""
+    encoder, sequence = plan.setup.model.encoder, plan.sequence
+    rows = rows_in_order(plan, store, ROWS_AT_ONCE)
+    for cut, tokens in zip(sequence.chunks(ROWS_AT_ONCE), rows, strict=True):
+        here = valid[cut]
+        index = torch.from_numpy(sequence.index[cut][here])
+        position = encoder.position_for(plan.setup.grid.rows, plan.setup.grid.columns, index)
+        yield tokens[here] if position is None else tokens[here] + position.cpu().numpy()
 
 
 def _identity(store: ResultStore, like: torch.Tensor) -> str:

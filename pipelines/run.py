@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gigavim import __version__
 from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError
 from gigavim.kernels.scan import scan_backend
 from gigavim.pipelines.encode import (
+    ROWS_AT_ONCE,
     encode_blocks,
     features_in_order,
+    mix_by_workers,
     mix_whole,
     rows_in_order,
     tile_vectors,
@@ -28,15 +31,13 @@ from gigavim.pipelines.maps import apply_heads, write_maps, write_pictures
 from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, Setup, make_plan, set_up
 from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_memory
+from gigavim.pipelines.share import Mixed as SharedMixed
 from gigavim.pipelines.stream import reader_pool
 from gigavim.precision import product_precision, products_in
 from gigavim.store import ResultStore, fingerprint
-from gigavim.streamed import rows_of, sweeps_of
+from gigavim.streamed import Mixed, rows_of, sweeps_of
 
 logger = logging.getLogger(__name__)
-
-ROWS_AT_ONCE = 32_768
-"""Rows of the result that are put in order together."""
 
 
 def run_image(
@@ -80,6 +81,8 @@ def run_image(
         attributes = _attributes(setup, command)
     if not force and ResultStore.is_finished(store_path, attributes):
         return Summary(path, "skipped", store=str(store_path))
+    if config.mode == "tiles" and (resources.workers or resources.scheduler):
+        raise GigavimError("workers share one sequence: use --mode whole, or leave them out")
     with stages.measure("foreground"):
         plan = make_plan(setup)
         memory = plan_memory(plan, resources)
@@ -216,20 +219,11 @@ def _fill(
         progress.start("mixing", rows_of(encoder, int(valid.sum())) * sweeps_of(encoder))
         with contextlib.ExitStack() as stack:
             with stages.measure("encode"):
-                mixed = stack.enter_context(
-                    mix_whole(
-                        plan,
-                        store,
-                        valid,
-                        chunk=memory.chunk,
-                        on_disk=memory.on_disk,
-                        on_chunk=progress.advance,
-                    )
-                )
+                mixed = stack.enter_context(_mix(plan, store, valid, resources, memory, progress))
             with stages.measure("write"):
                 parts = features_in_order(plan, mixed, valid, ROWS_AT_ONCE)
                 store.write_rows("tokens/features", parts, shape, np.float16)
-            vector = mixed.vector.cpu().numpy()
+            vector = torch.as_tensor(mixed.vector).cpu().numpy()
     else:
         with stages.measure("write"):
             rows = rows_in_order(plan, store, ROWS_AT_ONCE)
@@ -246,3 +240,33 @@ def _fill(
         errors = [error for block in plan.blocks for error in store.read_block(block.number).errors]
         store.write_errors(errors, plan.setup.source.levels)
     return total
+
+
+def _mix(
+    plan: Plan,
+    store: ResultStore,
+    valid: NDArray[np.bool_],
+    resources: Resources,
+    memory: MemoryPlan,
+    progress: Progress,
+) -> contextlib.AbstractContextManager[Mixed | SharedMixed]:
+    """Let all tokens see each other: in this process, or shared by workers."""
+    if resources.workers is None and resources.scheduler is None:
+        return mix_whole(
+            plan,
+            store,
+            valid,
+            chunk=memory.chunk,
+            on_disk=memory.on_disk,
+            on_chunk=progress.advance,
+        )
+    sweeps = sweeps_of(plan.setup.model.encoder)
+    return mix_by_workers(
+        plan,
+        store,
+        valid,
+        workers=resources.workers,
+        scheduler=resources.scheduler,
+        chunk=memory.chunk,
+        on_layer=lambda tokens: progress.advance(tokens * sweeps),
+    )

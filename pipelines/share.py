@@ -164,6 +164,15 @@ class Mixed:
     vector: NDArray[Any]
     """Of the whole sequence, shape (D,)."""
 
+    def tokens(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the features of some tokens, shape (stop - start, D)."""
+        ends = np.cumsum([len(part) for part in self.parts])
+        taken = [
+            part[max(0, start - (end - len(part))) : max(0, stop - (end - len(part)))]
+            for part, end in zip(self.parts, ends, strict=True)
+        ]
+        return np.concatenate(taken)
+
 
 def mix_shared(
     workers: Workers,

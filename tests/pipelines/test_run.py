@@ -355,3 +355,22 @@ def test_products_in_half_precision_change_features_little(
     exact = zarr.open_group(whole, mode="r")["tokens/features"][:].astype(np.float32)
     half = zarr.open_group(store, mode="r")["tokens/features"][:].astype(np.float32)
     assert np.linalg.norm(half - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_workers_share_an_image_to_the_same_features(
+    whole: Path, slide: Path, model: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "shared.gigavim.zarr"
+    run_image(str(slide), store, RunConfig(model=str(model)), replace(CPU, workers=2))
+    expected, found = zarr.open_group(whole, mode="r"), zarr.open_group(store, mode="r")
+    np.testing.assert_allclose(
+        found["tokens/features"][:], expected["tokens/features"][:], rtol=2e-3, atol=2e-3
+    )
+    np.testing.assert_allclose(found["image/vector"][:], expected["image/vector"][:], atol=1e-4)
+    assert not (store / "state").exists()
+
+
+def test_workers_do_not_share_tiles(slide: Path, model: Path, tmp_path: Path) -> None:
+    config = RunConfig(model=str(model), mode="tiles")
+    with pytest.raises(GigavimError, match="--mode whole"):
+        run_image(str(slide), tmp_path / "t.gigavim.zarr", config, replace(CPU, workers=2))
