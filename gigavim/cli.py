@@ -20,6 +20,7 @@ import typer
 from gigavim import __version__
 from gigavim.config import Resources, RunConfig, parse_bytes
 from gigavim.errors import GigavimError
+from gigavim.memory import keep_freed_memory
 from gigavim.orders import ORDERS
 
 app = typer.Typer(
@@ -289,6 +290,7 @@ def main() -> None:
     # Readers and encoder share the cores: a thread that spins while it waits for others keeps them
     # from what they are waiting for. OpenMP reads this when PyTorch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     app()
 
 
