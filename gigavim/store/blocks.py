@@ -61,7 +61,7 @@ class BlockState:
         self._folder.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        write_file(self._file(block), buffer.getbuffer())
+        write_file(self._file(block), buffer.getvalue())
 
     def read(self, block: int) -> TokenBlock:
         """Return a committed block."""

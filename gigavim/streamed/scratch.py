@@ -170,7 +170,7 @@ class DiskScratch:
         with writing(self._folder):
             for table in self._dirty:
                 os.fsync(self._files[table].fileno())
-            write_file(self._journal, journal.getbuffer())
+            write_file(self._journal, journal.getvalue())
         self._dirty.clear()
         self._mark = mark
 

@@ -78,7 +78,7 @@ def write_overlay(
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     with writing(Path(path)):
-        write_file(Path(path), buffer.getbuffer())
+        write_file(Path(path), buffer.getvalue())
 
 
 def labels_under_pixels(

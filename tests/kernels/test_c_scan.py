@@ -176,6 +176,7 @@ def test_a_compiled_scan_is_whole_and_the_same(
 
 
 @needs_library
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 def test_an_exported_scan_is_whole_and_takes_any_length(
     monkeypatch: pytest.MonkeyPatch, strict: bool, scan_inputs: Any

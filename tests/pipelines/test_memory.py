@@ -168,7 +168,7 @@ def test_the_peak_stays_under_the_limit(tmp_path: Path) -> None:
     image = tmp_path / "slide.svs"
     make_slide(image)
     stores = []
-    for limit, in_memory in ((4 * GIB, 2**17), (1200 * 2**20, 0)):
+    for limit, in_memory in ((4 * GIB, 2**17), (1400 * 2**20, 0)):
         stores.append(tmp_path / f"{limit}.gigavim.zarr")
         program = PROGRAM.format(
             in_memory=in_memory, image=str(image), store=str(stores[-1]), limit=limit
