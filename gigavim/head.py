@@ -6,7 +6,9 @@ with labels instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +20,8 @@ SAMPLE = 50_000
 """Features that the clusters are fitted on, however many there are."""
 START = 10_000
 """Of these, features that the clusters are begun with."""
-ROWS_AT_ONCE = 65_536
-"""Features converted and labelled together, so that memory does not grow with their number."""
-
+ROWS_AT_ONCE = 16_384
+"""Features read, converted and labelled together: memory does not grow with their number."""
 
 OKABE_ITO = (
     (230, 159, 0),
@@ -32,6 +33,17 @@ OKABE_ITO = (
     (204, 121, 167),
     (128, 128, 128),
 )
+
+
+class Rows(Protocol):
+    """Features that may be longer than memory, shape (n, D): an array, here or in a store."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many features there are, and their width."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +65,14 @@ class ClassTable:
         return cls(tuple(f"cluster {i + 1}" for i in range(k)), colours)
 
 
-def clusters(features: NDArray[np.floating], k: int, seed: int = 0) -> NDArray[np.uint8]:
+def clusters(
+    features: Rows, k: int, seed: int = 0, valid: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
     """Group features that are alike: mini-batch k-means on standardised features, well begun.
 
     The same features and seed give the same labels. They are numbered along the direction in which
-    the clusters differ most, so that alike clusters get neighbouring numbers.
+    the clusters differ most, so that alike clusters get neighbouring numbers. Features are read in
+    parts, twice, so memory beyond the labels does not depend on how many there are.
 
     Parameters
     ----------
@@ -65,11 +80,13 @@ def clusters(features: NDArray[np.floating], k: int, seed: int = 0) -> NDArray[n
         Shape (n, D), finite. At most `SAMPLE` of them, drawn by the seed, are fitted.
     k
         Clusters, 1 to 255; where there are fewer different features, there are fewer clusters.
+    valid
+        Which of the features count, shape (n,); by default all.
 
     Returns
     -------
     labels
-        0 to k - 1, shape (n,).
+        0 to k - 1, one for each feature that counts, in their order.
 
     Raises
     ------
@@ -80,12 +97,12 @@ def clusters(features: NDArray[np.floating], k: int, seed: int = 0) -> NDArray[n
 
     if not 1 <= k <= 255:
         raise ValueError(f"clusters are 1 to 255, not {k}")
-    n = len(features)
+    n = features.shape[0] if valid is None else int(valid.sum())
     if n == 0:
         return np.zeros(0, np.uint8)
     random = np.random.default_rng(seed)
     chosen = np.sort(random.choice(n, SAMPLE, replace=False)) if n > SAMPLE else np.arange(n)
-    sample = np.asarray(features[chosen], np.float32)
+    sample = _take(features, valid, chosen)
     mean, spread = sample.mean(0), sample.std(0)
     spread[spread < 1e-6] = 1.0  # a constant feature tells nothing; rounding must not blow it up
     sample = (sample - mean) / spread
@@ -97,11 +114,29 @@ def clusters(features: NDArray[np.floating], k: int, seed: int = 0) -> NDArray[n
     start = KMeans(k, random_state=seed, n_init=10).fit(few).cluster_centers_
     model = MiniBatchKMeans(k, init=start, n_init=1, random_state=seed, batch_size=4096).fit(sample)
     rank = _along_main_axis(model.cluster_centers_)
-    labels = np.empty(n, np.uint8)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = np.asarray(features[start : start + ROWS_AT_ONCE], np.float32)
-        labels[start : start + ROWS_AT_ONCE] = rank[model.predict((rows - mean) / spread)]
-    return labels
+    labels = [rank[model.predict((p - mean) / spread)] for p in _parts(features, valid)]
+    return np.concatenate(labels)
+
+
+def _parts(features: Rows, valid: NDArray[np.bool_] | None) -> Iterator[NDArray[np.float32]]:
+    """Yield the features that count, some at a time, none of the parts empty."""
+    for start in range(0, features.shape[0], ROWS_AT_ONCE):
+        cut = slice(start, start + ROWS_AT_ONCE)
+        if valid is None or valid[cut].any():
+            part = np.asarray(features[cut], np.float32)
+            yield part if valid is None else part[valid[cut]]
+
+
+def _take(
+    features: Rows, valid: NDArray[np.bool_] | None, chosen: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """Return some of the features that count, by their rising numbers among these."""
+    taken, done = [], 0
+    for part in _parts(features, valid):
+        first, last = np.searchsorted(chosen, (done, done + len(part)))
+        taken.append(part[chosen[first:last] - done])
+        done += len(part)
+    return np.concatenate(taken)
 
 
 def _along_main_axis(centres: NDArray[np.floating]) -> NDArray[np.uint8]:

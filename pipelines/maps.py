@@ -49,7 +49,8 @@ def apply_heads(plan: Plan, store: ResultStore) -> list[ClassMap]:
     if "clusters" in plan.setup.heads:
         valid = store.values("tokens/valid") > 0
         config = plan.setup.config
-        found = clusters(store.values("tokens/features")[valid], config.clusters, config.seed)
+        features = store.array("tokens/features")
+        found = clusters(features, config.clusters, config.seed, valid)
         labels = np.zeros(len(valid), np.uint8)
         labels[valid] = found + 1
         maps.append(ClassMap("clusters", labels, ClassTable.of_clusters(int(found.max()) + 1)))

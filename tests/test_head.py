@@ -61,6 +61,33 @@ def test_a_sample_is_fitted_and_all_are_labelled(monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(labels, clusters(features, 4))
 
 
+class Part(np.ndarray[tuple[int, ...], np.dtype[np.float16]]):
+    """Features of which only a few rows may be asked for at a time."""
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float16]:
+        found = np.asarray(self)[rows]
+        assert len(found) <= head.ROWS_AT_ONCE
+        return found
+
+
+def test_features_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(head, "SAMPLE", 300)
+    features, group = groups(4)
+    assert adjusted_rand_score(group, clusters(features.view(Part), 4)) == 1
+
+
+def test_features_that_do_not_count_change_no_label() -> None:
+    features, group = groups(4)
+    valid = np.random.default_rng(1).random(len(features)) > 0.3
+    valid[:300] = False
+    features[~valid] = np.nan
+    found = clusters(features, 4, valid=valid)
+    assert adjusted_rand_score(group[valid], found) == 1
+    assert np.array_equal(found, clusters(features[valid], 4))
+    assert clusters(features, 4, valid=np.zeros_like(valid)).shape == (0,)
+
+
 def test_the_scale_of_a_feature_does_not_matter() -> None:
     features = np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32)
     scales = np.array([1, 4, 1024, 0.25, 2, 64], np.float32)  # powers of two: no rounding

@@ -135,12 +135,16 @@ class ResultStore:
             _unlock(self._lock)
             self._lock = None
 
-    def values(self, name: str) -> NDArray[Any]:
-        """Read a whole array, ``tokens/features`` say."""
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return an array, ``tokens/features`` say, to be read in parts."""
         array = self.group[name]
         if not isinstance(array, zarr.Array):
             raise KeyError(name)
-        return np.asarray(array[...])
+        return array
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Read a whole array."""
+        return np.asarray(self.array(name)[...])
 
     @property
     def attributes(self) -> dict[str, Any]:
