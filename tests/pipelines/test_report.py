@@ -16,7 +16,8 @@ def test_the_peak_of_memory_outlasts_what_took_it() -> None:
     array = np.ones(256 * 2**20, np.uint8)
     held = psutil.Process().memory_info().rss
     del array
-    assert held <= peak_memory() < 2 * held
+    # Linux counts pages roughly where many threads take them.
+    assert 0.98 * held <= peak_memory() < 2 * held
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no peak outlives its program")
