@@ -164,11 +164,27 @@ def run(
     from gigavim.pipelines.console import BarProgress, print_summary
 
     _log_to(log_file, quiet=quiet or as_json)
-    config = _config(
-        model, spacing, source_spacing, bands, mode, order, head, clusters, seed, mask, no_mask,
-        precision,
-    )  # fmt: skip
-    resources = Resources(device, readers, _size(max_memory), workers, scheduler)
+    config = RunConfig(
+        model=model,
+        mode=mode.value,
+        spacing=spacing,
+        source_spacing=_square(source_spacing),
+        bands=_listed(bands),
+        order=order.value,  # type: ignore[arg-type]
+        heads=tuple(head or ()),
+        clusters=clusters,
+        seed=seed,
+        precision=precision.value,
+        mask=mask,
+        read_all=no_mask,
+    )
+    resources = Resources(
+        device=device,
+        readers=readers,
+        max_memory=_size(max_memory),
+        workers=workers,
+        scheduler=scheduler,
+    )
     try:
         with BarProgress(visible=not (quiet or as_json)) as progress:
             summaries = run_images(
@@ -214,7 +230,15 @@ def info(
     from gigavim.pipelines.console import print_description
     from gigavim.pipelines.inspect import describe
 
-    config = _config(model, spacing, source_spacing, bands, mode, mask=mask, no_mask=no_mask)
+    config = RunConfig(
+        model=model,
+        mode=mode.value,
+        spacing=spacing,
+        source_spacing=_square(source_spacing),
+        bands=_listed(bands),
+        mask=mask,
+        read_all=no_mask,
+    )
     resources = Resources(max_memory=_size(max_memory))
     facts = _or_one_line(lambda: describe(image, config, resources), debug=debug)
     _print_json(facts) if as_json else print_description(facts)
@@ -294,34 +318,12 @@ def main() -> None:
     app()
 
 
-def _config(
-    model: str | None,
-    spacing: float | None,
-    source_spacing: float | None,
-    bands: str | None,
-    mode: Mode,
-    order: Any = "raster",
-    head: list[str] | None = None,
-    clusters: int = 8,
-    seed: int = 0,
-    mask: str | None = None,
-    no_mask: bool = False,
-    precision: Products = Products.float32,
-) -> RunConfig:
-    return RunConfig(
-        model=model,
-        mode=mode.value,
-        spacing=spacing,
-        source_spacing=None if source_spacing is None else (source_spacing, source_spacing),
-        bands=None if bands is None else tuple(band.strip() for band in bands.split(",")),
-        order=order,
-        heads=tuple(head or ()),
-        clusters=clusters,
-        seed=seed,
-        precision=precision.value,
-        mask=mask,
-        read_all=no_mask,
-    )
+def _square(side: float | None) -> tuple[float, float] | None:
+    return None if side is None else (side, side)
+
+
+def _listed(names: str | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(name.strip() for name in names.split(","))
 
 
 def _size(text: str | None) -> int | None:
