@@ -46,10 +46,19 @@ class VisionMambaConfig:
     norm: Literal["rms", "layer"] = "rms"
     layer_scale: float | None = None
     """Initial value of a learned scale on each block's output; None for no such scale."""
+    block: Literal["vim", "cross"] = "vim"
+    """``cross``: VMamba's, `gigavim.cross`. Of it are the next two, and ``vim`` alone has `conv`,
+    `directions`, `halve` and `layer_scale`."""
+    gate: bool = False
+    """Whether what it scanned is gated, and its convolution biased, as in VMamba's ``v0``."""
+    mlp_ratio: float = 0.0
+    """Hidden numbers of the MLP after the scan, over D; 0 for no MLP."""
 
     def __post_init__(self) -> None:
         if self.rope != "none" and self.class_token != "none":
             raise ValueError("rotary positions are defined for sequences without class token only")
+        if self.block == "cross" and (self.class_token, self.rope) != ("none", "none"):
+            raise ValueError("cross blocks have no place for a class token or rotary positions")
 
     @property
     def inner(self) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gigavim.architecture import VisionMambaConfig
+from gigavim.cross import CrossBlock, Places
 from gigavim.mixer import Block, DirectionState, Mixer, norm_of
 from gigavim.position import Rope, positions_on
 
@@ -75,7 +76,8 @@ class VisionMamba(nn.Module):
         self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
         if config.rope != "none":
             self.rope = Rope(config.image_size // config.patch, config.width)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        block = Block if config.block == "vim" else CrossBlock
+        self.layers = nn.ModuleList(block(config) for _ in range(config.depth))
         self.norm_f = norm_of(config)
         self._initialise()
 
@@ -133,7 +135,12 @@ class VisionMamba(nn.Module):
         return positions_on(table[0], rows, columns, index)
 
     def mix(
-        self, tokens: Tensor, position: Tensor | None = None, *, chunk: int | None = None
+        self,
+        tokens: Tensor,
+        position: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Features:
         """Let all tokens of each sequence see each other.
 
@@ -147,11 +154,20 @@ class VisionMamba(nn.Module):
             What `embed` returned, in the order of the sequence, shape (b, l, D).
         position
             What `position_for` returned, shape (l, D) or (b, l, D).
+        index
+            Row and column of each token, integer, shape (l, 2), row-major: what cross blocks need,
+            and no others.
         chunk
-            Projected tokens that a block holds at once; by default all. The result is the same, but
-            the others are projected twice. Without gradients, memory is that of the arguments, two
-            more arrays like `tokens`, and what `chunk` tokens need.
+            Projected tokens that a block holds at once; by default all, as cross blocks always do.
+            The result is the same, but the others are projected twice. Without gradients, memory is
+            that of the arguments, two more arrays like `tokens`, and what `chunk` tokens need.
+
+        Raises
+        ------
+        ValueError
+            If cross blocks have no index of all tokens, or one that is not row-major.
         """
+        beside = self._places(tokens, index) if self.config.block == "cross" else chunk
         if position is not None:
             tokens = tokens + position
         hidden = self._with_class_tokens(tokens, position is not None)
@@ -164,7 +180,7 @@ class VisionMamba(nn.Module):
                 residual = self.rope(residual)
             residual = _added(residual, hidden)
             del hidden  # its memory is for what this block adds
-            hidden = layer(residual, chunk)
+            hidden = layer(residual, beside)
         residual = _added(residual, hidden)
         del hidden
         sequence = _in_chunks(self.norm_f, residual, chunk)
@@ -190,7 +206,9 @@ class VisionMamba(nn.Module):
         )  # (b, band, row, col, P, P)
         rows, columns = patches.shape[2:4]
         tokens = self.embed(patches.permute(0, 2, 3, 4, 5, 1).flatten(1, 2))
-        logits: Tensor = self.head(self.mix(tokens, self.position_for(rows, columns)).vector)
+        index = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)
+        mixed = self.mix(tokens, self.position_for(rows, columns, index), index=index)
+        logits: Tensor = self.head(mixed.vector)
         return logits
 
     def class_rows(self, *, positioned: bool) -> Tensor:
@@ -211,6 +229,14 @@ class VisionMamba(nn.Module):
         rows = self.class_rows(positioned=positioned).expand(len(tokens), -1, -1)
         place = index[0]  # the second class token, if there is one, comes last
         return torch.cat([tokens[:, :place], rows[:, :1], tokens[:, place:], rows[:, 1:]], 1)
+
+    @staticmethod
+    def _places(tokens: Tensor, index: Tensor | None) -> Places:
+        if index is None or index.shape != (tokens.shape[1], 2):
+            raise ValueError(
+                f"cross blocks need the row and column of each of the {tokens.shape[1]} tokens"
+            )
+        return Places.of(index.to(tokens.device))
 
     def _read_out(self, sequence: Tensor) -> Features:
         """Tell the class tokens from the others."""
