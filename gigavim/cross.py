@@ -90,7 +90,7 @@ class SS2D(nn.Module):
     def __init__(self, config: VisionMambaConfig) -> None:
         super().__init__()
         D, E, N, R = config.width, config.inner, config.state, config.rank
-        self.split = (R, N, N)
+        self.split = [R, N, N]
         self.inner = E
         self.in_proj = nn.Linear(D, 2 * E if config.gate else E, bias=False)
         self.conv2d = nn.Conv2d(E, E, 3, padding=1, groups=E, bias=config.gate)
@@ -118,7 +118,8 @@ class SS2D(nn.Module):
 
     def project(self, tokens: Tensor) -> Tensor:
         """Return what is convolved, shape (b, l, E)."""
-        return nn.functional.linear(tokens, self.in_proj.weight[: self.inner])
+        x = nn.functional.linear(tokens, self.in_proj.weight[: self.inner])
+        return x.to(self.conv2d.weight.dtype)
 
     def convolve(self, x: Tensor, neighbours: Tensor) -> Tensor:
         """Weigh each token with those around it.
@@ -126,9 +127,9 @@ class SS2D(nn.Module):
         Parameters
         ----------
         x
-            What `project` returned, shape (b, m, E).
+            What `project` returned and a row of zeros behind it, shape (b, m + 1, E).
         neighbours
-            Rows of `x` around each token, -1 for none, shape (9, l).
+            Rows of `x` around each token, -1 for none: for the zeros, shape (9, l).
 
         Returns
         -------
@@ -136,10 +137,9 @@ class SS2D(nn.Module):
             Shape (b, l, E).
         """
         taps = self.conv2d.weight.flatten(1).T  # (9, E)
-        padded = nn.functional.pad(x.to(taps.dtype), (0, 0, 0, 1))  # -1 is a row of zeros
-        y = padded[:, neighbours[0]] * taps[0]
+        y = x[:, neighbours[0]] * taps[0]
         for around, tap in zip(neighbours[1:], taps[1:], strict=True):
-            y = torch.addcmul(y, padded[:, around], tap)
+            y = torch.addcmul(y, x[:, around], tap)
         return nn.functional.silu(y if self.conv2d.bias is None else y + self.conv2d.bias)
 
     def scan(self, u: Tensor, direction: int, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ class SS2D(nn.Module):
         """
         of = slice(direction * self.inner, (direction + 1) * self.inner)
         parts = nn.functional.linear(u, self.x_proj_weight[direction])
-        dt, B, C = parts.split(self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
+        dt, B, C = torch.split(parts, self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
         dt = nn.functional.linear(dt, self.dt_projs_weight[direction])
         return selective_scan(
             u, dt, -torch.exp(self.A_logs[of]), B, C, self.Ds[of], None,
@@ -218,11 +218,12 @@ class CrossBlock(nn.Module):
         if self.has_mlp:
             self.norm2 = norm_of(config)
             self.mlp = Mlp(config.width, int(config.mlp_ratio * config.width))
-        self.register_load_state_dict_pre_hook(_take_published)
+        self.register_load_state_dict_pre_hook(_take_published)  # type: ignore[no-untyped-call]
 
     def forward(self, residual: Tensor, places: Places) -> Tensor:
         """Return what the block adds to the residual stream, shape (b, l, D)."""
-        u = self.op.convolve(self.op.project(self.norm(residual)), places.neighbours)
+        x = nn.functional.pad(self.op.project(self.norm(residual)), (0, 0, 0, 1))
+        u = self.op.convolve(x, places.neighbours)
         y = self.op.scan(u, 0)[0] + self.op.scan(u, 2)[0]
         u = u[:, places.columns]
         across = self.op.scan(u, 1)[0] + self.op.scan(u, 3)[0]

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Order = Literal["raster", "snake", "hilbert", "tile-major", "column-major"]
+Order = Literal["raster", "snake", "hilbert", "tile-major", "column-major", "cross"]
 """
 - ``raster``: row by row, each from the left;
 - ``snake``: row by row, every other one from the right (boustrophedon), so that neighbours in the
@@ -15,7 +15,9 @@ Order = Literal["raster", "snake", "hilbert", "tile-major", "column-major"]
 - ``hilbert``: along the Hilbert curve of the enclosing power of two, which keeps a stretch of the
   sequence compact in both directions;
 - ``tile-major``: square by square, raster inside and across;
-- ``column-major``: column by column, each from the top.
+- ``column-major``: column by column, each from the top;
+- ``cross``: rows and columns, both ways each, by a model of cross blocks, which goes over the
+  columns by itself; the sequence is in raster order.
 """
 
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -54,7 +56,7 @@ def order_index(
     rows, columns = shape
     row, column = index[:, 0].astype(np.int64), index[:, 1].astype(np.int64)
     match order:
-        case "raster":
+        case "raster" | "cross":
             key = row * columns + column
         case "snake":
             key = row * columns + np.where(row % 2 == 0, column, columns - 1 - column)

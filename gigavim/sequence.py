@@ -55,7 +55,7 @@ class PatchSequence:
             raise ValueError(f"a mask of {foreground.shape} for a grid of {grid.shape}")
         row, column = np.divmod(np.flatnonzero(foreground), grid.columns)
         index = np.column_stack([row.astype(np.int32), column.astype(np.int32)])
-        if order != "raster":
+        if order not in ("raster", "cross"):
             index = index[order_index(index, grid.shape, order, tile=tile)]
         return cls(grid, order, index)
 

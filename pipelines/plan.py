@@ -102,6 +102,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
     """
     source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
     model = load_model(config.model or default_model(source.kind), device)
+    _check_order(config, model)
     heads = _heads(config, model)
     source, slots = _fit_bands(source, config, model)
     if source.spacing is None:
@@ -177,6 +178,20 @@ def _fit_bands(source: Source, config: RunConfig, model: Model) -> tuple[Source,
         f"and it has {', '.join(band.name for band in source.bands)}; say which is which, as in "
         f"--bands {','.join(f'{name}={i}' for i, name in enumerate(wanted[:3], 1))}"
     )
+
+
+def _check_order(config: RunConfig, model: Model) -> None:
+    """See that the model reads patches in the order that was asked for."""
+    cross = model.spec.architecture.block == "cross"
+    if cross and config.order != "cross":
+        raise ModelError(
+            f"{model.path} reads rows and columns both ways, not in {config.order} order; "
+            "use --order cross"
+        )
+    if not cross and config.order == "cross":
+        raise ModelError(
+            f"{model.path} reads one sequence and has no blocks for --order cross; use raster"
+        )
 
 
 def _heads(config: RunConfig, model: Model) -> tuple[str, ...]:
