@@ -66,6 +66,8 @@ class ModelSpec:
     licence: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """On held-out data."""
+    split: str = ""
+    """SHA-256 of the table that says which tiles it was trained on; empty where there is none."""
     code_version: str = __version__
     """Of the GigaVim that wrote it."""
 
