@@ -132,8 +132,11 @@ def rows_of(encoder: VisionMamba, length: int) -> int:
 
 
 def sweeps_of(encoder: VisionMamba) -> int:
-    """Return how often `mix` passes over all rows."""
-    return encoder.config.depth * (1 if encoder.config.directions == "forward" else 2)
+    """Return how often `mix`, or `mix_cross`, passes over all rows."""
+    config = encoder.config
+    if config.block == "cross":
+        return 5 * config.depth
+    return config.depth * (1 if config.directions == "forward" else 2)
 
 
 def _fill(

@@ -1,6 +1,6 @@
 """Where the residual stream waits between layers: in memory, or in files that outlive a kill.
 
-A scratch is two tables of rows, and a mark that says how far the work is.
+A scratch is a few tables of rows, and a mark that says how far the work is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Mark(NamedTuple):
 
 
 class Scratch(Protocol):
-    """Two tables of rows and a mark."""
+    """Tables of rows and a mark."""
 
     @property
     def chunk(self) -> int:
@@ -57,9 +57,9 @@ class Scratch(Protocol):
 class MemoryScratch:
     """Tables in the memory of the encoder's device; a kill loses them."""
 
-    def __init__(self, rows: int, width: int, chunk: int, like: Tensor) -> None:
+    def __init__(self, rows: int, width: int, chunk: int, like: Tensor, *, tables: int = 2) -> None:
         self.chunk = _checked(chunk)
-        self._tables = [like.new_empty(rows + chunk, width) for _ in range(2)]
+        self._tables = [like.new_empty(rows + chunk, width) for _ in range(tables)]
         self._mark: Mark | None = None
 
     def read(self, table: int, start: int, stop: int) -> Tensor:
@@ -80,7 +80,7 @@ class MemoryScratch:
 
 
 class DiskScratch:
-    """Tables in two files, and a journal that is replaced when they are safely on the disk.
+    """Tables in files, and a journal that is replaced when they are safely on the disk.
 
     The files are read and written, not mapped: what the system caches of them is not counted as
     this process's memory and goes when memory is short, and a full disk is an error, not a signal.
@@ -102,7 +102,15 @@ class DiskScratch:
     """
 
     def __init__(
-        self, folder: Path, identity: str, rows: int, width: int, chunk: int, like: Tensor
+        self,
+        folder: Path,
+        identity: str,
+        rows: int,
+        width: int,
+        chunk: int,
+        like: Tensor,
+        *,
+        tables: int = 2,
     ) -> None:
         self.chunk = _checked(chunk)
         self._folder = folder
@@ -113,7 +121,7 @@ class DiskScratch:
         self._journal = folder / "journal.npz"
         self._dirty: set[int] = set()
         self._mark = self._resume()
-        paths = [folder / f"residual-{table}.bin" for table in range(2)]
+        paths = [folder / f"residual-{table}.bin" for table in range(tables)]
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for path in paths:
