@@ -24,16 +24,20 @@ from typing import Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gigavim import __version__
+from gigavim.dense import Decoder, DecoderConfig
 from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.errors import ModelError
 from gigavim.head import ClassTable
 from gigavim.models import weights_path
+from gigavim.nuclei import NucleiConfig
 
 KEY = "gigavim"
 """Of the metadata of a safetensors file."""
+DECODER = "decoder."
+"""What the names of a decoder's weights begin with."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -62,6 +66,10 @@ class ModelSpec:
     """Side of the images that it was trained on, in pixels."""
     classes: ClassTable | None = None
     """Of its classifier; None where their names are not known."""
+    decoder: DecoderConfig | None = None
+    """What maps every pixel; None where the model does not."""
+    nuclei: NucleiConfig | None = None
+    """How nuclei are found in what the decoder makes; None where it maps something else."""
     training_data: str = ""
     licence: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -107,6 +115,12 @@ class ModelSpec:
         if values["classes"]:
             colours = tuple((r, g, b) for r, g, b in values["classes"]["colours"])
             values["classes"] = ClassTable(tuple(values["classes"]["names"]), colours)
+        # Models of before had no decoders.
+        if values.get("decoder"):
+            decoder = {name: tuple(value) for name, value in values["decoder"].items()}
+            values["decoder"] = DecoderConfig(**decoder)
+        if values.get("nuclei"):
+            values["nuclei"] = NucleiConfig(**values["nuclei"])
         return cls(**values)
 
 
@@ -121,6 +135,8 @@ class Model:
     """The file it was read from."""
     sha256: str
     """Of that file, in hexadecimal."""
+    decoder: Decoder | None = None
+    """Like `encoder`; None where the model maps no pixels."""
 
 
 def load_model(
@@ -161,18 +177,27 @@ def load_model(
         spec = ModelSpec(config, mean=IMAGENET_MEAN, std=IMAGENET_STD, tile=config.image_size)
     with torch.device("meta"):
         encoder = VisionMamba(spec.architecture)
-    _check_fit(encoder, weights, path)
-    encoder.load_state_dict(weights, assign=True)
-    encoder.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
+        decoder = Decoder(spec.architecture, spec.decoder) if spec.decoder else None
+    parts = _parts(encoder, decoder)
+    _check_fit(parts, weights, path)
+    for prefix, part in parts.items():
+        own = {name: weights[prefix + name] for name in part.state_dict()}
+        part.load_state_dict(own, assign=True)
+        part.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Model(encoder, spec, path, sha256)
+    return Model(encoder, spec, path, sha256, decoder)
 
 
 def save_model(
-    path: str | Path, encoder: VisionMamba, spec: ModelSpec, dtype: torch.dtype = torch.float32
+    path: str | Path,
+    encoder: VisionMamba,
+    spec: ModelSpec,
+    dtype: torch.dtype = torch.float32,
+    *,
+    decoder: Decoder | None = None,
 ) -> None:
-    """Write an encoder and its specification to one safetensors file.
+    """Write an encoder, perhaps a decoder, and their specification to one safetensors file.
 
     Parameters
     ----------
@@ -182,15 +207,28 @@ def save_model(
     Raises
     ------
     ValueError
-        If `spec` describes another architecture.
+        If `spec` describes another architecture or decoder.
     """
     if spec.architecture != encoder.config:
         raise ValueError("the specification describes another architecture than the encoder has")
+    if spec.decoder != (decoder.config if decoder else None):
+        raise ValueError("the specification describes another decoder than there is")
     weights = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in encoder.state_dict().items()
+        prefix + name: _stored(tensor, dtype)
+        for prefix, part in _parts(encoder, decoder).items()
+        for name, tensor in part.state_dict().items()
     }
     safetensors.torch.save_file(weights, path, {KEY: spec.to_json()})
+
+
+def _parts(encoder: VisionMamba, decoder: Decoder | None) -> dict[str, nn.Module]:
+    """Return the modules of a model by what the names of their weights begin with."""
+    return {"": encoder} if decoder is None else {"": encoder, DECODER: decoder}
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return weights as they are stored; counts stay whole numbers."""
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
 
 
 def load_weights(path: str | Path, *, average: bool = False) -> dict[str, Tensor]:
@@ -360,8 +398,12 @@ def _training_size(positions: int, patch: int) -> tuple[int, int]:
     return side * patch, patch
 
 
-def _check_fit(encoder: VisionMamba, weights: Mapping[str, Tensor], path: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+def _check_fit(parts: Mapping[str, nn.Module], weights: Mapping[str, Tensor], path: Path) -> None:
+    expected = {
+        prefix + name: tuple(tensor.shape)
+        for prefix, part in parts.items()
+        for name, tensor in part.state_dict().items()
+    }
     for name, shape in expected.items():
         if name not in weights:
             raise ModelError(f"{path} lacks {name} {shape}; is it complete, and a Vision Mamba?")
