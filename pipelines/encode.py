@@ -23,11 +23,13 @@ from gigavim.pipelines.stream import stream
 from gigavim.store import ResultStore
 from gigavim.store.disk import writing
 from gigavim.streamed import (
+    INNER_TABLES,
     DiskScratch,
     MemoryScratch,
     Mixed,
     Scratch,
     mix,
+    mix_cross,
     rows_like,
     rows_of,
 )
@@ -135,19 +137,25 @@ def mix_whole(
         The features of the valid patches; while the context lasts, they can be read.
     """
     encoder, length = plan.setup.model.encoder, int(valid.sum())
-    rows, width, like = rows_of(encoder, length), encoder.config.width, rows_like(encoder)
-    positioned = encoder.config.position != "none"
+    config, rows, like = encoder.config, rows_of(encoder, length), rows_like(encoder)
     with contextlib.ExitStack() as stack:
-        scratch: Scratch
-        if on_disk:
-            folder = store.path / "state" / "mixing"
-            scratch = stack.enter_context(
-                DiskScratch(folder, _identity(store, like), rows, width, chunk, like)
+
+        def scratch(name: str, width: int, tables: int = 2) -> Scratch:
+            if not on_disk:
+                return MemoryScratch(rows, width, chunk, like, tables=tables)
+            folder, identity = store.path / "state" / name, _identity(store, like)
+            return stack.enter_context(
+                DiskScratch(folder, identity, rows, width, chunk, like, tables=tables)
             )
+
+        tokens, residual = _tokens_by_block(plan, store, valid), scratch("mixing", config.width)
+        if config.block == "cross":
+            inner = scratch("inner", config.inner, INNER_TABLES)
+            index = torch.from_numpy(plan.sequence.index[valid])
+            yield mix_cross(encoder, tokens, index, residual, inner, on_chunk=on_chunk)
         else:
-            scratch = MemoryScratch(rows, width, chunk, like)
-        tokens = _tokens_by_block(plan, store, valid)
-        yield mix(encoder, tokens, length, scratch, positioned=positioned, on_chunk=on_chunk)
+            positioned = config.position != "none"
+            yield mix(encoder, tokens, length, residual, positioned=positioned, on_chunk=on_chunk)
 
 
 @contextlib.contextmanager
@@ -294,6 +302,7 @@ def _mix_tiles(
     valid
         Shape (t, l); what is not valid is left out of a tile's sequence.
     """
+    index = torch.cartesian_prod(torch.arange(side), torch.arange(side)).to(tokens.device)
     position = encoder.position_for(side, side)
     features, vectors = torch.zeros_like(tokens), torch.zeros_like(tokens[:, 0])
     patterns, pattern_of = torch.unique(valid, dim=0, return_inverse=True)
@@ -302,7 +311,9 @@ def _mix_tiles(
             tiles = (pattern_of == number).to(tokens.device)
             kept = pattern.to(tokens.device)
             mixed = encoder.mix(
-                tokens[tiles][:, kept], None if position is None else position[kept]
+                tokens[tiles][:, kept],
+                None if position is None else position[kept],
+                index=index[kept],
             )
             features[tiles.nonzero(), kept.nonzero()[:, 0]] = mixed.tokens
             vectors[tiles] = mixed.vector

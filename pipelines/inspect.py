@@ -147,8 +147,10 @@ def _forecast(
         started = time.perf_counter()
         embedded = encoder.embed(torch.from_numpy(patches.pixels))
         embed_s = time.perf_counter() - started
+        length = plan.tile**2 if plan.tile else len(embedded)
         encoder.mix(
-            embedded.view(-1, plan.tile**2 if plan.tile else len(embedded), encoder.config.width)
+            embedded.view(-1, length, encoder.config.width),
+            index=torch.from_numpy(block.cells[:length]),
         )
         mix_s = time.perf_counter() - started - embed_s
     share = plan.megapixels / patches.megapixels

@@ -8,6 +8,8 @@ always     `FIXED`, and `PER_TOKEN` n for the tables of where each patch is
 reading    for each reader, its level pixels as they are and as float32, and four blocks of patches
 mixing     the residual stream, 8 D (n + chunk), if it is in memory; 12 D chunk for the chunk that
            is mixed; 56 E `TILE` for what becomes of a tile of it on the CPU
+cross      for cross blocks, in place of the first two of mixing: 4 (2 D + 3 E) (n + chunk), if it
+           is in memory; (12 E + 256) chunk; and `PER_PLACE` n for the order of the columns
 heads      features in half precision and those that are valid, 4 D n, for clusters
 =========  =========================================================================================
 
@@ -28,11 +30,12 @@ from gigavim.errors import GigavimError
 from gigavim.mixer import TILE
 from gigavim.pipelines.encode import BLOCKS_HELD
 from gigavim.pipelines.plan import Plan
-from gigavim.streamed import rows_like, rows_of
+from gigavim.streamed import INNER_TABLES, rows_like, rows_of
 
 FIXED = 384 * 2**20
 """Zarr, Dask, scikit-learn, the sample that clusters are fitted to, pictures."""
 PER_TOKEN = 64
+PER_PLACE = 56
 IN_MEMORY = 2**17
 """So many rows at most are mixed in host memory."""
 FREE_SHARE = 0.6
@@ -71,17 +74,22 @@ def plan_memory(plan: Plan, resources: Resources) -> MemoryPlan:
     like = rows_like(encoder)
     device = like.device.type
     rows = rows_of(encoder, len(plan.sequence))
-    row_bytes = encoder.config.width * like.element_size()
+    row_bytes, inner_bytes = (
+        size * like.element_size() for size in (encoder.config.width, encoder.config.inner)
+    )
+    cross = encoder.config.block == "cross"
+    table_bytes = 2 * row_bytes + INNER_TABLES * inner_bytes * cross
+    part_bytes = 3 * inner_bytes + 256 if cross else 3 * row_bytes
     now = int(psutil.Process().memory_info().rss)
-    base = now + FIXED + PER_TOKEN * len(plan.sequence)
+    base = now + FIXED + (PER_TOKEN + PER_PLACE * cross) * len(plan.sequence)
     other = max(_reading(plan, resources.readers), _heads(plan))
 
     def expected(chunk: int, *, held: bool) -> int:
-        working = 14 * encoder.config.inner * TILE * like.element_size()
+        working = 14 * inner_bytes * TILE
         if plan.tile is not None:
             return base + max(other, _blocks_held(plan) + working)
-        tables = 2 * row_bytes * (rows + chunk) if held and device == "cpu" else 0
-        return base + max(other, tables + 3 * row_bytes * chunk + working)
+        tables = table_bytes * (rows + chunk) if held and device == "cpu" else 0
+        return base + max(other, tables + part_bytes * chunk + working)
 
     smallest = expected(TILE, held=False)
     limit = resources.max_memory
@@ -98,7 +106,7 @@ def plan_memory(plan: Plan, resources: Resources) -> MemoryPlan:
     while chunk > TILE and expected(chunk, held=False) > limit:
         chunk = max(1, chunk // 2 // TILE) * TILE
     if device == "cuda":
-        held = 2 * row_bytes * (rows + chunk) <= FREE_SHARE * torch.cuda.mem_get_info()[0]
+        held = table_bytes * (rows + chunk) <= FREE_SHARE * torch.cuda.mem_get_info()[0]
     else:
         held = rows <= IN_MEMORY and expected(chunk, held=True) <= limit
     on_disk = plan.tile is None and not held
@@ -107,7 +115,7 @@ def plan_memory(plan: Plan, resources: Resources) -> MemoryPlan:
         expected=expected(chunk, held=held),
         chunk=chunk,
         on_disk=on_disk,
-        scratch=2 * row_bytes * (rows + chunk) if on_disk else 0,
+        scratch=table_bytes * (rows + chunk) if on_disk else 0,
     )
 
 

@@ -83,6 +83,8 @@ def run_image(
         return Summary(path, "skipped", store=str(store_path))
     if config.mode == "tiles" and (resources.workers or resources.scheduler):
         raise GigavimError("workers share one sequence: use --mode whole, or leave them out")
+    if config.order == "cross" and (resources.workers or resources.scheduler):
+        raise GigavimError("workers share sequences, not rows and columns: leave them out")
     with stages.measure("foreground"):
         plan = make_plan(setup)
         memory = plan_memory(plan, resources)
