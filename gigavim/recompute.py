@@ -142,6 +142,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, residual: Tensor, block: Block, chunk: int, *parameters: nn.Parameter
     ) -> Tensor:
         ctx.block, ctx.chunk = block, chunk
+        ctx.versions = [each._version for each in parameters]
         ctx.products = _products_as_now(residual.device.type)
         out = residual.clone()
         parts, out_parts = (torch.split(each, chunk, 1) for each in (residual, out))
@@ -158,14 +159,19 @@ class _Layer(torch.autograd.Function):
                     out_parts[number].add_(share)
                 sweeps.append(before)
         states = (torch.stack(each) for before in sweeps for each in zip(*before, strict=True))
-        ctx.save_for_backward(residual, *states, *parameters)
+        ctx.save_for_backward(residual, *states)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         block: Block = ctx.block
-        residual, *states = ctx.saved_tensors  # refuses parameters that have changed since
+        if ctx.versions != [each._version for each in block.parameters()]:
+            raise RuntimeError(
+                "the weights have changed since the features were computed from them; "
+                "compute gradients before the step of the optimiser"
+            )
+        residual, *states = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         trained = list(itertools.compress(block.parameters(), needed))
         d_trained = [torch.zeros_like(each) for each in trained]
@@ -264,9 +270,7 @@ class _Scratch:
         """Return a context whose operations have here what they save for their gradients."""
         return saved_tensors_hooks(self._save, self._load)
 
-    def _save(self, tensor: Tensor) -> Tensor | _Place:
-        if isinstance(tensor, nn.Parameter):
-            return tensor
+    def _save(self, tensor: Tensor) -> _Place:
         place = _Place(self._stop, tensor.shape, tensor.dtype, tensor.device)
         view = _bytes_of(tensor.cpu().contiguous())
         self._stop += len(view)
@@ -276,9 +280,7 @@ class _Scratch:
                 view = view[self._file.write(view) :]
         return place
 
-    def _load(self, place: Tensor | _Place) -> Tensor:
-        if isinstance(place, Tensor):
-            return place
+    def _load(self, place: _Place) -> Tensor:
         tensor = torch.empty(place.shape, dtype=place.dtype)
         view = _bytes_of(tensor)
         self._file.seek(place.start)
