@@ -1,0 +1,110 @@
+"""What a classifier is worth: torchmetrics' figures, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+)
+
+RESAMPLES = 1000
+"""Of the bootstrap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure and the interval that holds 95 % of its bootstrap resamples."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of a classifier on held-out images."""
+
+    images: int
+    groups: int
+    by_name: dict[str, Figure]
+    """``accuracy``, ``balanced_accuracy``, ``f1`` of each class, and ``auroc`` of two classes."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Images by their class, a row each, and by what they were taken for."""
+
+    def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {
+            "images": self.images,
+            "groups": self.groups,
+            "classes": list(classes),
+            "figures": {
+                name: {"value": each.value, "low": each.low, "high": each.high}
+                for name, each in self.by_name.items()
+            },
+            "confusion": [list(row) for row in self.confusion],
+        }
+
+
+def figures_of(
+    probs: Tensor, labels: Tensor, groups: Sequence[str], classes: Sequence[str], seed: int = 0
+) -> Figures:
+    """Compare what a classifier says with what is right.
+
+    Groups are drawn with replacement, not images: those of one slide are no independent witnesses.
+
+    Parameters
+    ----------
+    probs
+        Of the classes, shape (n, K).
+    labels
+        Index of the right class, shape (n,).
+    groups
+        Of each image.
+    """
+    found = _figures(probs, labels, classes)
+    by_group: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        by_group.setdefault(group, []).append(row)
+    members = [np.array(rows) for rows in by_group.values()]
+    random = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(RESAMPLES):
+        chosen = random.integers(0, len(members), len(members))
+        rows = torch.from_numpy(np.concatenate([members[i] for i in chosen]))
+        for name, value in _figures(probs[rows], labels[rows], classes).items():
+            drawn[name].append(value)
+    by_name = {
+        name: Figure(value, *_percentiles(np.array(drawn[name]))) for name, value in found.items()
+    }
+    confusion = multiclass_confusion_matrix(probs, labels, len(classes)).tolist()
+    return Figures(len(labels), len(members), by_name, tuple(tuple(row) for row in confusion))
+
+
+def _figures(probs: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    k = len(classes)
+    predicted = probs.argmax(1)
+    balanced = multiclass_accuracy(predicted, labels, k, average="macro")
+    figures = {
+        "accuracy": multiclass_accuracy(predicted, labels, k, average="micro").item(),
+        "balanced_accuracy": balanced.item(),
+    }
+    scores = multiclass_f1_score(predicted, labels, k, average="none")
+    figures |= {f"f1 {name}": score for name, score in zip(classes, scores.tolist(), strict=True)}
+    if k == 2 and 0 < labels.sum() < len(labels):
+        figures["auroc"] = binary_auroc(probs[:, 1], labels).item()
+    return figures
+
+
+def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,124 @@
+"""What is trained, on what, and how: a TOML file, or the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gigavim.encoder import VisionMambaConfig
+from gigavim.errors import GigavimError
+from gigavim.pipelines.train.augment import Augmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the training with its own optimiser; the next one begins with its best weights."""
+
+    epochs: int = 50
+    batch: int = 64
+    learning_rate: float = 1e-3
+    """Reached after the warm-up, from there to 0 by a cosine."""
+    warm_up: float = 0.05
+    """Share of the steps."""
+    weight_decay: float = 0.05
+    average: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated and kept."""
+    smoothing: float = 0.1
+    """Of labels."""
+    class_weights: bool = False
+    """Whether rare classes weigh more, in inverse proportion to their tiles."""
+    patience: int = 20
+    """Epochs without a better validation after which it stops."""
+    stride: int | None = None
+    """From one patch to the next, in pixels, if other than the model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """Everything that a training run follows from, besides the pixels."""
+
+    data: str = ""
+    """Folder, archive or table of tiles, relative to the project file."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `VisionMambaConfig` that are not `SMALL`'s."""
+    phases: tuple[Phase, ...] = (Phase(),)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    bands: tuple[str, ...] = ()
+    """Names; by default red, green and blue where there are three."""
+    spacing: float | None = None
+    """Size of the tiles' pixels, in `unit`."""
+    unit: Literal["µm", "metre"] | None = None
+    colours: Mapping[str, str] = field(default_factory=dict)
+    """Of classes, as ``#rrggbb``."""
+    training_data: str = ""
+    """For the model file: what the tiles are and under which licence."""
+    licence: str = ""
+    """Of the model."""
+
+
+RECIPES = Path(__file__).parent / "recipes"
+"""The projects of the models that ship."""
+SMALL: Mapping[str, Any] = {
+    "patch": 8, "stride": 8, "width": 128, "depth": 8, "state": 8,
+    "class_token": "none", "position": "none",
+}  # fmt: skip
+"""A Vim for tiles on a CPU. Its vector is the mean of its features, so that what its head says of
+an image is the mean of what it says of the patches, whatever their number."""
+
+
+def read_project(what: str | Path) -> Project:
+    """Read a project file, or one of the `RECIPES` by its name; else it is a data set.
+
+    Raises
+    ------
+    GigavimError
+        If it cannot be read, or says something that means nothing here.
+    """
+    path = Path(what)
+    if not path.exists() and (RECIPES / f"{what}.toml").is_file():
+        path = RECIPES / f"{what}.toml"
+    if path.suffix != ".toml":
+        return Project(data=str(what))
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise GigavimError(f"{path} is no readable TOML file ({error}); correct it") from error
+    try:
+        if "data" in values:
+            values["data"] = str(path.parent / values["data"])
+        if "phases" in values:
+            values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
+        if "augmentation" in values:
+            values["augmentation"] = Augmentation(**values["augmentation"])
+        if "bands" in values:
+            values["bands"] = tuple(values["bands"])
+        VisionMambaConfig(**values.get("model", {}))
+        return Project(**values)
+    except (TypeError, ValueError) as error:
+        raise GigavimError(f"{path}: {error}; correct it") from error
+
+
+def architecture(project: Project, image_size: int, bands: int, classes: int) -> VisionMambaConfig:
+    """Return the architecture that a project begins with."""
+    values = {**SMALL, **project.model}
+    return VisionMambaConfig(image_size=image_size, bands=bands, classes=classes, **values)
+
+
+def as_text(project: Project) -> str:
+    """Return what it says besides the defaults, to be compared; where the tiles are is left out."""
+    rest = dataclasses.replace(project, data="", phases=(Phase(),), augmentation=Augmentation())
+    parts = [project.augmentation, *project.phases, rest]
+    return "\n".join(_chosen(part) for part in parts)
+
+
+def _chosen(part: Any) -> str:
+    default = type(part)()
+    names = [each.name for each in dataclasses.fields(part)]
+    chosen = {n: getattr(part, n) for n in names if getattr(part, n) != getattr(default, n)}
+    return f"{type(part).__name__} {json.dumps(chosen)}"
