@@ -36,7 +36,9 @@ class VisionMambaConfig:
     """Where the class token sits: after half of the tokens, at an end, or at both ends."""
     pool: Literal["mean", "last"] = "mean"
     """How the vector of an image is read out when there is no class token."""
-    position: Literal["learned", "none"] = "learned"
+    position: Literal["learned", "periodic", "sincos", "none"] = "learned"
+    """``learned``: a table, stretched over any grid; ``periodic``: that table, repeated for each
+    window of the training grid's size; ``sincos``: sines and cosines of column and row."""
     rope: Literal["none", "tokens", "tokens and residual"] = "none"
     """What is rotated by its position before each block."""
     directions: Literal["v2", "v1", "forward"] = "v2"
@@ -55,6 +57,8 @@ class VisionMambaConfig:
     """Hidden numbers of the MLP after the scan, over D; 0 for no MLP."""
 
     def __post_init__(self) -> None:
+        if self.position == "sincos" and self.width % 4:
+            raise ValueError(f"sines and cosines need a width of whole fours, not {self.width}")
         if self.rope != "none" and self.class_token != "none":
             raise ValueError("rotary positions are defined for sequences without class token only")
         if self.block == "cross" and (self.class_token, self.rope) != ("none", "none"):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gigavim.architecture import VisionMambaConfig
 from gigavim.cross import CrossBlock, Places
 from gigavim.mixer import Block, DirectionState, Mixer, norm_of
-from gigavim.position import Rope, positions_on
+from gigavim.position import Rope, periodic_positions, positions_on, sincos_positions
 
 __all__ = ["Block", "DirectionState", "Features", "Mixer", "VisionMamba", "VisionMambaConfig"]
 
@@ -68,7 +68,7 @@ class VisionMamba(nn.Module):
             self.cls_token_tail = nn.Parameter(torch.empty(1, 1, config.width))
         elif class_tokens:
             self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
-        if config.position == "learned":
+        if config.position in ("learned", "periodic"):
             self.pos_embed = nn.Parameter(
                 torch.empty(1, config.side**2 + class_tokens, config.width)
             )
@@ -114,8 +114,8 @@ class VisionMamba(nn.Module):
     def position_for(self, rows: int, columns: int, index: Tensor | None = None) -> Tensor | None:
         """Return the position embedding of patches of a grid of any size and shape.
 
-        The table, class row left out, is stretched over the grid (bicubic); on the grid of the
-        training images it is taken as it is.
+        A learned table, class row left out, is stretched over the grid (bicubic), or repeated where
+        the model has it periodic; on the grid of the training images it is taken as it is.
 
         Parameters
         ----------
@@ -125,13 +125,20 @@ class VisionMamba(nn.Module):
         Returns
         -------
         position
-            Shape (n, D); None where the model has no learned positions.
+            Shape (n, D); None where the model has no positions to be added.
         """
         if self.config.position == "none":
             return None
+        if index is None:
+            index = _whole(rows, columns)
+        if self.config.position == "sincos":
+            weight = self.patch_embed.proj.weight
+            return sincos_positions(index.to(weight.device), self.config.width).to(weight.dtype)
         patches = self.config.side**2
         place = self.config.class_index(patches)
         table = _without_class(self.pos_embed, place[0], patches) if place else self.pos_embed
+        if self.config.position == "periodic":
+            return periodic_positions(table[0], index)
         return positions_on(table[0], rows, columns, index)
 
     def mix(
@@ -140,6 +147,7 @@ class VisionMamba(nn.Module):
         position: Tensor | None = None,
         *,
         index: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
         chunk: int | None = None,
     ) -> Features:
         """Let all tokens of each sequence see each other.
@@ -155,8 +163,11 @@ class VisionMamba(nn.Module):
         position
             What `position_for` returned, shape (l, D) or (b, l, D).
         index
-            Row and column of each token, integer, shape (l, 2), row-major: what cross blocks need,
-            and no others.
+            Row and column of each token, integer, shape (l, 2): what cross blocks need, row-major,
+            and rotary positions, which otherwise take the tokens for all of the training grid.
+        grid
+            Rows and columns of the grid that `index` counts in, for rotary positions; by default
+            the training grid.
         chunk
             Projected tokens that a block holds at once; by default all, as cross blocks always do.
             The result is the same, but the others are projected twice. Without gradients, memory is
@@ -165,7 +176,8 @@ class VisionMamba(nn.Module):
         Raises
         ------
         ValueError
-            If cross blocks have no index of all tokens, or one that is not row-major.
+            If cross blocks have no index of all tokens, or one that is not row-major, or rotary
+            positions have none and the tokens are not as many as those of the training grid.
         """
         beside = self._places(tokens, index) if self.config.block == "cross" else chunk
         if position is not None:
@@ -175,9 +187,9 @@ class VisionMamba(nn.Module):
         residual: Tensor | None = None
         for layer in self.layers:
             if self.config.rope != "none":
-                hidden = self.rope(hidden)
+                hidden = self.rope(hidden, index, grid)
             if residual is not None and self.config.rope == "tokens and residual":
-                residual = self.rope(residual)
+                residual = self.rope(residual, index, grid)
             residual = _added(residual, hidden)
             del hidden  # its memory is for what this block adds
             hidden = layer(residual, beside)
@@ -206,8 +218,9 @@ class VisionMamba(nn.Module):
         )  # (b, band, row, col, P, P)
         rows, columns = patches.shape[2:4]
         tokens = self.embed(patches.permute(0, 2, 3, 4, 5, 1).flatten(1, 2))
-        index = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)
-        mixed = self.mix(tokens, self.position_for(rows, columns, index), index=index)
+        index = _whole(rows, columns)
+        position = self.position_for(rows, columns, index)
+        mixed = self.mix(tokens, position, index=index, grid=(rows, columns))
         logits: Tensor = self.head(mixed.vector)
         return logits
 
@@ -218,7 +231,7 @@ class VisionMamba(nn.Module):
         else:
             rows = self.cls_token[0]
         index = list(self.config.class_index(self.config.side**2))
-        learned = positioned and self.config.position == "learned"
+        learned = positioned and self.config.position in ("learned", "periodic")
         return rows + self.pos_embed[0, index] if learned else rows
 
     def _with_class_tokens(self, tokens: Tensor, positioned: bool) -> Tensor:
@@ -247,6 +260,11 @@ class VisionMamba(nn.Module):
             return Features(sequence, vector)
         vector = sequence[:, list(index)].mean(1)
         return Features(_without_class(sequence, index[0], length), vector)
+
+
+def _whole(rows: int, columns: int) -> Tensor:
+    """Return row and column of all patches of a grid, row-major, shape (rows * columns, 2)."""
+    return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)
 
 
 def _without_class(sequence: Tensor, place: int, length: int) -> Tensor:

@@ -1,4 +1,10 @@
-"""Where a patch is, told to its token: learned tables stretched over any grid, and rotations."""
+"""Where a patch is, told to its token: on a grid of any size, from its row and column alone.
+
+What is learned on a square training grid is stretched over any other, so that a place is told as a
+share of the image, or repeated, so that it is told within a window; sines and cosines of the row
+and column need no training grid. Nothing here holds a row for each patch of a grid, so the
+positions of part of a grid are those that the whole has there.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +52,56 @@ def positions_on(table: Tensor, rows: int, columns: int, index: Tensor | None = 
     return torch.cat(parts) if parts else table[:0]
 
 
+def periodic_positions(table: Tensor, index: Tensor) -> Tensor:
+    """Repeat a learned table over a grid, a window of the training grid's size at a time.
+
+    Parameters
+    ----------
+    table
+        One row a patch of the square training grid, row-major, shape (g * g, D).
+    index
+        Row and column of each patch, integer, shape (n, 2).
+
+    Returns
+    -------
+    position
+        Shape (n, D), of the table's dtype.
+    """
+    side = math.isqrt(len(table))
+    row, column = (index.to(table.device, torch.long) % side).unbind(1)
+    return table[row * side + column]
+
+
+def sincos_positions(index: Tensor, width: int) -> Tensor:
+    """Return sines and cosines of columns and rows, counted in patches that the model sees.
+
+    As masked autoencoders have them (He et al. 2022, arXiv 2111.06377, `pos_embed.py`, after
+    Vaswani et al. 2017, arXiv 1706.03762): the first half of the numbers tells the column and the
+    second the row, each half the sines, then the cosines of the place times 10000^(-4k / D). A
+    patch at the model's spacing has one size, so places are physical, and those of a patch do not
+    depend on how large the image is.
+
+    Parameters
+    ----------
+    index
+        Row and column of each patch, integer, shape (n, 2).
+    width
+        D, a multiple of four.
+
+    Returns
+    -------
+    position
+        Shape (n, D), float64.
+    """
+    quarter = width // 4
+    # In float64: in float32 the fast waves of patch 100,000 would be off by a hundredth.
+    frequency = 10000.0 ** (
+        -torch.arange(quarter, dtype=torch.float64, device=index.device) / quarter
+    )
+    angle = index.flip(1)[:, :, None] * frequency  # (n, 2, D / 4), columns first
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
+
+
 def _taps(table: Tensor, length: int) -> Tensor:
     """Return the weights of the g trained places at `length` new ones, shape (length, g)."""
     side = math.isqrt(len(table))
@@ -83,10 +139,11 @@ def resize_as_upstream(table: Tensor, side: int, *, class_rows: int = 1) -> Tens
 
 
 class Rope(nn.Module):
-    """Rotary positions on a square grid: the pairs of channels turned by an angle for each patch.
+    """Rotary positions: the pairs of channels turned by an angle for each patch.
 
     Half of the channels turn with the row, half with the column (Su et al. 2021, arXiv 2104.09864,
-    along two axes).
+    along two axes). Places are scaled so that each axis of a grid spans the 14 patches of a 224 px
+    image, as hustvl/Vim does on square grids of any size, and as `positions_on` stretches tables.
     """
 
     freqs_cos: Tensor
@@ -94,30 +151,56 @@ class Rope(nn.Module):
 
     def __init__(self, side: int, width: int) -> None:
         super().__init__()
-        # Places are scaled to the 14 patches of a 224 px image.
-        place = torch.arange(side) / side * 14
-        quarter = width // 4
-        turn = place[:, None] * 10000 ** (-torch.arange(quarter) / quarter)
-        turn = turn.repeat_interleave(2, -1)  # (side, D / 2)
-        rows = turn[:, None].expand(-1, side, -1)
-        columns = turn[None].expand(side, -1, -1)
-        angle = torch.cat([rows, columns], -1).flatten(0, 1)  # (side * side, D)
+        self.side = side
+        whole = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
+        angle = _angles(whole, (side, side), width, torch.float32)
         self.register_buffer("freqs_cos", angle.cos())
         self.register_buffer("freqs_sin", angle.sin())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Turn the tokens of a whole grid, row-major, shape (b, l, D).
+    def forward(
+        self, tokens: Tensor, index: Tensor | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Turn tokens by their places.
+
+        Parameters
+        ----------
+        tokens
+            Shape (..., l, D).
+        index
+            Row and column of each token, integer, shape (l, 2); by default those of the whole
+            training grid, row-major.
+        grid
+            Rows and columns of the grid that `index` counts in; by default the training grid, whose
+            angles are among the weights.
 
         Raises
         ------
         ValueError
-            If there are more or fewer tokens than the grid has patches.
+            If there are more or fewer tokens than places.
         """
-        if tokens.shape[1] != len(self.freqs_cos):
+        cos, sin = self.freqs_cos, self.freqs_sin
+        if index is not None:
+            index = index.to(cos.device, torch.long)
+            if grid is None or grid == (self.side, self.side):
+                rows = index[:, 0] * self.side + index[:, 1]
+                cos, sin = cos[rows], sin[rows]
+            else:
+                angle = _angles(index, grid, tokens.shape[-1], cos.dtype)
+                cos, sin = angle.cos(), angle.sin()
+        if tokens.shape[-2] != len(cos):
             raise ValueError(
-                f"rotary positions were made for {len(self.freqs_cos)} tokens, not for "
-                f"{tokens.shape[1]}; run this model on whole tiles of its training size"
+                f"rotary positions are known for {len(cos)} tokens, not for {tokens.shape[-2]}; "
+                "give the row and column of each"
             )
         a, b = tokens[..., 0::2], tokens[..., 1::2]
         turned = torch.stack([-b, a], -1).flatten(-2)
-        return tokens * self.freqs_cos + turned * self.freqs_sin
+        return tokens * cos + turned * sin
+
+
+def _angles(index: Tensor, grid: tuple[int, int], width: int, dtype: torch.dtype) -> Tensor:
+    """Return by how much each pair of channels turns, twice each, shape (n, D)."""
+    quarter = width // 4
+    frequency = 10000 ** (-torch.arange(quarter, dtype=dtype, device=index.device) / quarter)
+    size = torch.tensor(grid, device=index.device)
+    place = index.to(dtype) / size * 14
+    return (place[:, :, None] * frequency).repeat_interleave(2, -1).flatten(1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gigavim.encoder import VisionMamba, VisionMambaConfig
-from gigavim.position import Rope, positions_on, resize_as_upstream
+from gigavim.position import Rope, positions_on, resize_as_upstream, sincos_positions
 
 
 def random_table(rows: int, width: int = 6) -> Tensor:
@@ -103,5 +104,71 @@ def test_rotation_keeps_lengths_and_depends_on_relative_places() -> None:
 
 
 def test_rotation_refuses_another_number_of_tokens() -> None:
-    with pytest.raises(ValueError, match="made for 16 tokens, not for 15"):
+    with pytest.raises(ValueError, match="known for 16 tokens, not for 15"):
         Rope(4, 8)(torch.zeros(1, 15, 8))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_each_axis_of_any_grid_is_turned_as_much_as_the_trained_one(
+    rows: int, columns: int, data: st.DataObject
+) -> None:
+    row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
+    token = random_table(1, 8)
+    turned = Rope(4, 8).double()(token, torch.tensor([[row, column]]), (rows, columns))
+    places = torch.tensor([row / rows, column / columns], dtype=torch.float64) * 14
+    angle = (places[:, None] * torch.tensor([1.0, 10000**-0.5], dtype=torch.float64)).flatten()
+    expected = torch.view_as_complex(token.view(4, 2)) * torch.polar(torch.ones_like(angle), angle)
+    # On the training grid the angles are float32, as published.
+    found = torch.view_as_complex(turned.view(4, 2))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_sines_of_a_place_are_those_of_masked_autoencoders() -> None:
+    row, column = 7, 100_003
+    found = sincos_positions(torch.tensor([[row, column]]), 8)[0]
+    expected = [
+        wave(place * frequency)
+        for place in (column, row)
+        for wave in (math.sin, math.cos)
+        for frequency in (1, 0.01)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["learned", "periodic", "sincos"]),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.data(),
+)
+def test_part_of_a_grid_has_the_positions_that_the_whole_has_there(
+    position: Any, grid: tuple[int, int], data: st.DataObject
+) -> None:
+    torch.manual_seed(0)
+    config = VisionMambaConfig(
+        image_size=24, patch=8, stride=8, width=8, depth=1, classes=0, position=position
+    )
+    encoder = VisionMamba(config).double()
+    rows, columns = grid
+    index = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)
+    cut = data.draw(st.integers(0, len(index)))
+    with torch.no_grad():
+        whole = encoder.position_for(rows, columns)
+        parts = [encoder.position_for(rows, columns, part) for part in (index[:cut], index[cut:])]
+        larger = encoder.position_for(rows + 5, columns + 3, index)
+        beyond = encoder.position_for(99, 99, index + 3)
+        trained = encoder.position_for(3, 3)
+    assert whole is not None
+    torch.testing.assert_close(torch.cat([p for p in parts if p is not None]), whole)
+    # What is counted from the corner does not depend on the size of the image.
+    assert position == "learned" or torch.equal(whole, larger)
+    assert position != "periodic" or torch.equal(whole, beyond)
+    if position == "periodic":
+        table = encoder.pos_embed[0]
+        assert torch.equal(trained, torch.cat([table[:4], table[5:]]))
+
+
+def test_sines_and_cosines_share_the_numbers_of_a_token() -> None:
+    with pytest.raises(ValueError, match="whole fours, not 10"):
+        VisionMambaConfig(width=10, position="sincos")

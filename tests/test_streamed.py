@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,8 +50,15 @@ LENGTHS = st.sampled_from([0, 1, 2, 3, 7, 31, 101, 257]) | st.integers(1, 150)
 
 
 def model_of(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> VisionMamba:
+    return perturbed(MODELS[name], dtype, seed)
+
+
+def perturbed(
+    config: VisionMambaConfig, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> VisionMamba:
+    """An encoder in which no weight is zero."""
     torch.manual_seed(seed)
-    encoder = VisionMamba(MODELS[name]).to(dtype).eval()
+    encoder = VisionMamba(config).to(dtype).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -324,11 +332,51 @@ def test_a_state_that_is_no_number_stops_the_run_and_says_where(
     assert mark.step == 2
 
 
-def test_rotary_positions_are_refused() -> None:
-    config = replace(SMALL, class_token="none", rope="tokens", position="none")
-    encoder = VisionMamba(config).double()
-    with pytest.raises(ModelError, match="--mode tiles"):
+@given(
+    rope=st.sampled_from(["tokens", "tokens and residual"]),
+    directions=st.sampled_from(["v2", "v1", "forward"]),
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    chunk=st.integers(1, 90),
+    data=st.data(),
+)
+@settings(max_examples=40)
+def test_tokens_are_turned_by_their_places_on_any_grid(
+    rope: Any, directions: Any, grid: tuple[int, int], chunk: int, data: st.DataObject
+) -> None:
+    config = replace(SMALL, class_token="none", rope=rope, directions=directions, depth=3)
+    encoder = perturbed(config)
+    cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2)
+    chosen = data.draw(st.lists(st.integers(0, len(cells) - 1), unique=True))
+    index, length = cells[chosen], len(chosen)
+    tokens = sequence_for(encoder, length)
+    cut = data.draw(st.integers(0, length))
+    parts = [(np.arange(cut, length), tokens[cut:]), (np.arange(cut), tokens[:cut])]
+    found = mix(
+        encoder, parts, length, in_memory(encoder, length, chunk),
+        positioned=True, index=index, grid=grid,
+    )  # fmt: skip
+    with torch.inference_mode():
+        expected = encoder.mix(tokens[None], torch.zeros_like(tokens), index=index, grid=grid)
+    close(found, expected, length, 1e-10)
+
+
+def test_tokens_cannot_be_turned_without_their_places() -> None:
+    encoder = perturbed(replace(SMALL, class_token="none", rope="tokens"))
+    with pytest.raises(ValueError, match="need the row and column of each of 4 tokens"):
         streamed(encoder, sequence_for(encoder, 4), in_memory(encoder, 4, 2))
+
+
+@pytest.mark.parametrize("name", ["published", "mean"])
+def test_tables_on_the_host_give_the_bits_of_tables_on_the_device(name: str) -> None:
+    encoder = model_of(name)
+    tokens = sequence_for(encoder, 60)
+    scratches = [
+        MemoryScratch(rows_of(encoder, 60), 8, 13, rows_like(encoder), on_host=on_host)
+        for on_host in (False, True)
+    ]
+    device, host = (streamed(encoder, tokens, scratch) for scratch in scratches)
+    assert torch.equal(host.tokens(0, 60), device.tokens(0, 60))
+    assert torch.equal(host.vector, device.vector)
 
 
 def test_a_sequence_of_too_few_tokens_is_a_mistake() -> None:

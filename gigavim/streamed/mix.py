@@ -48,6 +48,10 @@ class Mixed:
         return rows[torch.from_numpy(places - first).to(rows.device)]
 
 
+Turn = Callable[[Tensor, slice | NDArray[np.integer]], Tensor]
+"""Turns rows by their places on the grid."""
+
+
 class Part(NamedTuple):
     """One chunk of one layer in one direction."""
 
@@ -64,6 +68,8 @@ def mix(
     scratch: Scratch,
     *,
     positioned: bool,
+    index: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
     on_chunk: Callable[[int], None] = lambda rows: None,
 ) -> Mixed:
     """Let all tokens of a sequence see each other, from where the scratch's mark says.
@@ -82,6 +88,11 @@ def mix(
         Of `rows_of` the sequence.
     positioned
         Whether the tokens have positions, for the class tokens to have theirs.
+    index
+        Row and column of each token of the sequence, integer, shape (length, 2), for a model that
+        turns tokens by their place.
+    grid
+        Rows and columns of the grid that `index` counts in; by default the training grid.
     on_chunk
         Told the rows of each chunk in each of the `sweeps_of` sweeps; those of an earlier process
         too.
@@ -89,17 +100,27 @@ def mix(
     Raises
     ------
     ModelError
-        If a state is no finite number any more, or the model turns tokens by their position.
+        If a state is no finite number any more, or the model needs all tokens at once.
     """
     config = encoder.config
-    if config.rope != "none":
+    if config.block == "cross":
         raise ModelError(
-            "rotary positions are defined for sequences of the training length only; "
+            "cross blocks scan columns too, for which they need all tokens of an image at once; "
             "run this model with --mode tiles"
         )
+    if config.rope != "none" and (index is None or len(index) != length):
+        raise ValueError(f"rotary positions need the row and column of each of {length} tokens")
+
+    def turn(rows: Tensor, places: slice | NDArray[np.integer]) -> Tensor:
+        assert index is not None
+        turned: Tensor = encoder.rope(rows, index[places], grid)
+        return turned
+
     with torch.inference_mode():
         mark = scratch.mark()
         if mark is None:
+            if config.rope != "none":
+                tokens = ((where, turn(part, where)) for where, part in tokens)
             _fill(encoder, tokens, length, scratch, positioned=positioned)
             mark = Mark()
             scratch.commit(mark)
@@ -113,7 +134,7 @@ def mix(
             if step >= mark.step:
                 state = mark.state if passed else DirectionState()
                 part = Part(layer, bool(reverse), start, stop)
-                state = _mix_part(encoder, scratch, part, state)
+                state = _mix_part(encoder, scratch, part, state, turn)
                 if state.h is not None and not torch.isfinite(state.h).all():
                     raise ModelError(
                         f"a state of layer {layer + 1} of {config.depth} became infinite or NaN in "
@@ -176,7 +197,7 @@ def _places(encoder: VisionMamba, length: int, tokens: NDArray[np.integer]) -> N
 
 
 def _mix_part(
-    encoder: VisionMamba, scratch: Scratch, part: Part, state: DirectionState
+    encoder: VisionMamba, scratch: Scratch, part: Part, state: DirectionState, turn: Turn
 ) -> DirectionState:
     """Mix one chunk of one layer in one direction; what it reads is left as it was."""
     layer, reverse, start, stop = part
@@ -189,17 +210,24 @@ def _mix_part(
     residual = scratch.read(here, start - reach + chunk, stop + chunk)
     before, residual = residual[:reach], residual[reach:]
     added = scratch.read(there, start, stop) if reverse else torch.zeros_like(residual)
+    finishes = reverse or directions == "forward"
+    # Tokens are turned before each layer; so that it is done once, where they are written.
+    rope = encoder.config.rope if layer + 1 < encoder.config.depth else "none"
     tiles = list(_tiles(stop - start, residual.device))
     for first, last in reversed(tiles) if reverse else tiles:
         if taps:
             seen = residual[max(0, first - taps) : first] if first else before
             state = state._replace(halo=_halo(block, seen))
         share, state = block.step(residual[None, first:last], state, reverse=reverse)
-        added[first:last] += share[0]
-    if reverse or directions == "forward":
-        scratch.write(there, start + chunk, added.add_(residual))
-    else:
-        scratch.write(there, start, added)
+        tile = added[first:last].add_(share[0])
+        if finishes:
+            places = slice(start + first, start + last)
+            if rope == "tokens":
+                tile.copy_(turn(tile, places))
+            tile += residual[first:last]
+            if rope == "tokens and residual":
+                tile.copy_(turn(tile, places))
+    scratch.write(there, start + chunk if finishes else start, added)
     return state
 
 

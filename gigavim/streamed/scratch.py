@@ -55,20 +55,50 @@ class Scratch(Protocol):
 
 
 class MemoryScratch:
-    """Tables in the memory of the encoder's device; a kill loses them."""
+    """Tables in memory; a kill loses them.
 
-    def __init__(self, rows: int, width: int, chunk: int, like: Tensor, *, tables: int = 2) -> None:
+    Parameters
+    ----------
+    like
+        A tensor of the encoder: dtype and device of the rows.
+    on_host
+        Keep them in the memory of the host, page-locked where the encoder is on a GPU, so that
+        copies there and back are fast and nobody waits for them.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        chunk: int,
+        like: Tensor,
+        *,
+        on_host: bool = False,
+        tables: int = 2,
+    ) -> None:
         self.chunk = _checked(chunk)
-        self._tables = [like.new_empty(rows + chunk, width) for _ in range(tables)]
+        self._device = like.device
+        self._tables = [
+            torch.empty(
+                (rows + chunk, width),
+                dtype=like.dtype,
+                device="cpu" if on_host else like.device,
+                pin_memory=on_host and like.is_cuda,
+            )
+            for _ in range(tables)
+        ]
         self._mark: Mark | None = None
 
     def read(self, table: int, start: int, stop: int) -> Tensor:
         """See `Scratch.read`."""
-        return self._tables[table][start:stop].clone()
+        # Nobody waits for copies: a device takes them, and what works on them, in order.
+        return self._tables[table][start:stop].to(self._device, non_blocking=True, copy=True)
 
     def write(self, table: int, start: int, rows: Tensor) -> None:
         """See `Scratch.write`."""
-        self._tables[table][start : start + len(rows)] = rows
+        # By way of the device: a copy on the host alone could overtake one that is under way.
+        rows = rows.to(self._device)
+        self._tables[table][start : start + len(rows)].copy_(rows, non_blocking=True)
 
     def mark(self) -> Mark | None:
         """See `Scratch.mark`."""
