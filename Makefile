@@ -10,7 +10,7 @@ STAMP := $(VENV)/installed
 
 .PHONY: demo test check clean
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py kernels/scan/scan.c kernels/scan/vector.h
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/scan/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "GigaVim needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Compiles the scan in C (kernels/scan/scan.c) when GigaVim is installed, if there is a compiler.
+"""Compiles the C library (kernels/scan/*.c) when GigaVim is installed, if there is a compiler.
 
 A library depends on no version of Python or PyTorch. There is one for each instruction set, beside
 its source, where an editable install loads it and from where the wheel takes it.
@@ -19,7 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
 # No -ffast-math: see vector.h.
-FLAGS = "-std=gnu11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fPIC -shared"
+FLAGS = "-std=gnu11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -shared"
+FLAGS += "" if os.name == "nt" else " -fPIC"
 # library.py picks by torch.backends.cpu.get_cpu_capability(), which vouches for these and no more.
 TARGETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
@@ -66,7 +67,7 @@ def build(compiler: list[str], options: str, scan: Path, library: Path) -> str:
     # Renamed at the end, for a running process may have the last build open.
     unfinished = library.with_suffix(f".{os.getpid()}.so")
     command = [*compiler, *FLAGS.split(), *options.split(), f'-DSOURCES="{digest}"']
-    command += [str(scan / "scan.c"), "-o", str(unfinished)]
+    command += [*map(str, sorted(scan.glob("*.c"))), "-o", str(unfinished)]
     fault = ""
     for openmp in (["-fopenmp"], []):
         try:

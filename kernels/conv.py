@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, silu
 
-from gigavim.kernels.packed import check_offsets, count_sequences
+from gigavim.kernels import c_conv, torch_conv
+from gigavim.kernels.packed import count_sequences
+from gigavim.kernels.scan import backend_name
 
 
 def causal_conv(
@@ -21,7 +21,8 @@ def causal_conv(
     """Convolve each channel with its own k taps along the sequence, add the bias, apply SiLU.
 
     A sequence may be cut anywhere: convolving its parts in order, each with the halo that the last
-    one returned, gives the same result as convolving it whole.
+    one returned, gives the same result as convolving it whole. It runs in C where the scan does
+    (`scan_backend`), elsewhere, and with more than 16 taps, in plain PyTorch.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ def causal_conv(
     ValueError
         If the shapes do not fit, or the offsets fall.
     """
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     reach = weight.shape[-1] - 1
     if weight.shape != (channels, reach + 1) or bias.shape != (channels,):
         raise ValueError(
@@ -66,35 +67,6 @@ def causal_conv(
     elif halo.shape != (sequences, reach, channels):
         raise ValueError(f"halo must be {(sequences, reach, channels)}, not {tuple(halo.shape)}")
 
-    if offsets is None:
-        padded, kept = torch.cat([x, halo] if reverse else [halo, x], 1), None
-        next_halo = padded[:, :reach] if reverse else padded[:, length:]
-    else:
-        padded, next_halo, kept = _pad_each(x, halo, offsets, reverse)
-    # A copy: as a view, the few tokens of the halo would keep the whole chunk in memory.
-    next_halo = next_halo.clone()
-    if length == 0:
-        return x.clone(), next_halo
-    taps = weight.flip(1) if reverse else weight
-    # As an image of height 1 in channels-last layout, so that nothing is transposed in memory.
-    image = padded[:, None].permute(0, 3, 1, 2)
-    y = conv2d(image, taps[:, None, None], bias, groups=channels).permute(0, 2, 3, 1)[:, 0]
-    return silu(y if kept is None else y[:, kept]), next_halo
-
-
-def _pad_each(
-    x: Tensor, halo: Tensor, offsets: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad sequences end to end each with its halo.
-
-    Return them padded, the next halos, and which of the outputs see one sequence alone.
-    """
-    check_offsets(offsets, x.shape[1])
-    reach = halo.shape[1]
-    lengths = offsets.diff()
-    parts = zip(x[0].tensor_split(offsets[1:-1].tolist()), halo, strict=True)
-    padded = [torch.cat([part, edge] if reverse else [edge, part]) for part, edge in parts]
-    next_halo = [part[:reach] if reverse else part[len(part) - reach :] for part in padded]
-    sequence = torch.arange(len(halo), device=x.device).repeat_interleave(lengths)
-    kept = torch.arange(x.shape[1], device=x.device) + reach * sequence
-    return torch.cat(padded)[None], torch.stack(next_halo), kept
+    if backend_name(x.device, x.dtype) == "c" and reach < c_conv.MOST_TAPS:
+        return c_conv.causal_conv(x, weight, bias, halo, reverse, offsets)
+    return torch_conv.causal_conv(x, weight, bias, halo, reverse, offsets)

@@ -15,7 +15,7 @@ from gigavim.errors import KernelError
 from gigavim.kernels.packed import check_offsets, count_sequences
 from gigavim.kernels.scan import c_scan, library, reference, torch_scan
 
-__all__ = ["Backend", "combine", "scan_backend", "scan_summary", "selective_scan"]
+__all__ = ["Backend", "backend_name", "combine", "scan_backend", "scan_summary", "selective_scan"]
 
 
 class Backend(NamedTuple):
@@ -65,13 +65,14 @@ def scan_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
     return Backend(asked, f"asked for by GIGAVIM_SCAN={asked}")
 
 
-def _backend_name(device: torch.device, dtype: torch.dtype) -> str:
+def backend_name(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the name that `scan_backend` returns, as a constant to ``torch.compile``."""
     return scan_backend(device, dtype).name
 
 
 # torch.compile need not look at the environment and at files. torch.compiler.assume_constant_result
 # does just this, after importing torch._dynamo, which takes a second.
-_backend_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+backend_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _c_is_missing(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -159,7 +160,7 @@ def selective_scan(
     """
     _check_shapes(u, dt, A, B, C, D, z, dt_bias, h, offsets)
     scan: Callable[..., tuple[Tensor, Tensor]]
-    match _backend_name(u.device, u.dtype):
+    match backend_name(u.device, u.dtype):
         case "c":
             scan = c_scan.selective_scan
         case "triton":
@@ -216,7 +217,7 @@ def scan_summary(
         "reverse": reverse,
         "offsets": offsets,
     }
-    match _backend_name(u.device, u.dtype):
+    match backend_name(u.device, u.dtype):
         case "c":
             return c_scan.scan_summary(dt, A, B, u, dt_bias, **options)
         case "triton":

@@ -1,4 +1,4 @@
-"""The scan in C (scan.c), forward and backward, in float32, as operators of PyTorch.
+"""The scan in C (scan.c), forward and backward, as operators of PyTorch.
 
 ``torch.ops.gigavim.scan_forward`` and ``scan_backward`` check nothing: call them through
 `gigavim.kernels`. They are whole to ``torch.compile`` and ``torch.export``.
@@ -34,7 +34,7 @@ def selective_scan(
     reverse: bool = False,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run `gigavim.kernels.selective_scan` in float32 whatever the inputs are.
+    """Run `gigavim.kernels.selective_scan`, computed in float32 whatever the inputs are.
 
     The number of threads changes no bit of y and h, unless there are three threads or more for each
     block of channels: then they share long sequences, and results change by rounding, about 1e-6.
@@ -76,8 +76,16 @@ def _scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output (b, l, d), the last state and the sum of the step sizes."""
     weights = (None if x is None else _per_token(x.float()) for x in (B, C))
-    rest = (None if x is None else x.float() for x in (D, z, dt_bias, h))
-    inputs = (u.float(), dt.float(), A.float(), *weights, *rest)
+    rest = (None if x is None else x.float() for x in (dt_bias, h))
+    inputs = (
+        library.in_rows(u),
+        library.in_rows(dt),
+        A.float(),
+        *weights,
+        None if D is None else D.float(),
+        None if z is None else library.in_rows(z),
+        *rest,
+    )
     differentiable = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in inputs
     )
@@ -95,7 +103,7 @@ def _per_token(weights: Tensor) -> Tensor:
 
 
 class _Inputs(NamedTuple):
-    """All of float32, but for the offsets. Without C there is no output."""
+    """All of float32, but u, dt and z may be bfloat16. Without C there is no output."""
 
     u: Tensor
     dt: Tensor
@@ -158,7 +166,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     results = y, h, s, checkpoints = _forward_results(*arguments)
     call.y = library.view(None if inputs.C is None else y)
     call.h_last, call.s, call.checkpoints = map(library.pointer, (h, s, checkpoints))
-    library.run("forward", call)
+    library.run("scan_forward", call)
     return results
 
 
@@ -173,9 +181,9 @@ def _forward_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         checkpoints = (tiles, inputs.blocks, A.shape[1], library.constant("lanes"))
     return (
         u.new_empty(0 if inputs.C is None else u.shape),
-        u.new_empty(sequences, *A.shape),
-        u.new_empty(sequences, channels),
-        u.new_empty(checkpoints),
+        A.new_empty(sequences, *A.shape),
+        A.new_empty(sequences, channels),
+        A.new_empty(checkpoints),
     )
 
 
@@ -200,24 +208,24 @@ def _differentiate(
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *tensors, options, checkpoints, dy, dh_last, ds = arguments
     inputs, call = _prepare(_Inputs(*tensors), options)
-    u, _, A, B, C, D, z, dt_bias, h, _ = inputs
+    u, dt, A, B, C, D, z, dt_bias, h, _ = inputs
     dy = None if dy is None else library.dense_tokens(dy)
     dh_last, ds = (None if x is None else x.contiguous() for x in (dh_last, ds))
     call.dy = library.view(dy)
     call.dh_last, call.ds, call.checkpoints = map(library.pointer, (dh_last, ds, checkpoints))
 
     sequences = inputs.sequences
-    du, ddt = u.new_empty(u.shape), u.new_empty(u.shape)
-    dz = None if z is None else u.new_empty(u.shape)
+    du, ddt = u.new_empty(u.shape), dt.new_empty(dt.shape)
+    dz = None if z is None else z.new_empty(z.shape)
     dB, dC = (None if x is None else _gradients_of_parts(x, call) for x in (B, C))
-    dA, dh = u.new_empty(sequences, *A.shape), u.new_empty(sequences, *A.shape)
-    dD, dbias = u.new_empty(sequences, u.shape[2]), u.new_empty(sequences, u.shape[2])
+    dA, dh = A.new_empty(sequences, *A.shape), A.new_empty(sequences, *A.shape)
+    dD, dbias = A.new_empty(sequences, u.shape[2]), A.new_empty(sequences, u.shape[2])
     call.du, call.ddt, call.dz, call.dB, call.dC = map(library.view, (du, ddt, dz, dB, dC))
     call.dA, call.dD, call.dbias, call.dh = map(library.pointer, (dA, dD, dbias, dh))
-    library.run("backward", call)
+    library.run("scan_backward", call)
 
     def absent() -> Tensor:
-        return u.new_empty(0)
+        return A.new_empty(0)
 
     def sum_of_parts(parts: Tensor | None, weights: Tensor | None) -> Tensor:
         if parts is None or weights is None:
@@ -238,7 +246,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _gradients_of_parts(weights: Tensor, call: library.Call) -> Tensor:
+def _gradients_of_parts(weights: Tensor, call: library.Scan) -> Tensor:
     """Return room for the gradient of B or C from each part, (b, l, parts, g, n).
 
     Of constant ones from each sequence and part, (sequences, 1, parts, d, n).
@@ -249,8 +257,8 @@ def _gradients_of_parts(weights: Tensor, call: library.Call) -> Tensor:
 
 
 def _backward_results(*arguments: Any) -> tuple[Tensor, ...]:
-    u, *tensors = arguments[:9]
-    return tuple(u.new_empty(0 if x is None else x.shape) for x in (u, *tensors))
+    A = arguments[2]
+    return tuple(A.new_empty(0) if x is None else x.new_empty(x.shape) for x in arguments[:9])
 
 
 def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
@@ -267,7 +275,7 @@ torch.library.register_autograd("gigavim::scan_forward", _differentiate, setup_c
 torch.library.register_autograd("gigavim::scan_backward", _refuse)
 
 
-def _prepare(inputs: _Inputs, options: list[bool]) -> tuple[_Inputs, library.Call]:
+def _prepare(inputs: _Inputs, options: list[bool]) -> tuple[_Inputs, library.Scan]:
     """Return the inputs as scan.c needs them, and a call that refers to their memory."""
     u, dt, A, B, C, D, z, dt_bias, h, offsets = inputs
     u, dt, B = map(library.dense_tokens, (u, dt, B))
@@ -283,7 +291,7 @@ def _prepare(inputs: _Inputs, options: list[bool]) -> tuple[_Inputs, library.Cal
     # Parts enough for the threads to have equal work, also where sequences differ in length.
     equal = threads if offsets is not None else threads // math.gcd(threads, sequences)
     B_groups, C_groups = inputs.groups
-    call = library.Call(
+    call = library.Scan(
         sequences=sequences,
         length=u.shape[1],
         channels=u.shape[2],

@@ -1,4 +1,4 @@
-"""The C library: which build of scan.c is loaded, and how its structures look from Python.
+"""The C library: which build of scan.c and conv.c is loaded, and how their structures look here.
 
 ``hatch_build.py`` builds one library for each instruction set; the best one that this CPU runs is
 loaded with ctypes, so that no build depends on a version of Python or PyTorch. As torch is imported
@@ -32,16 +32,21 @@ def library_name() -> str:
 
 
 class View(ctypes.Structure):
-    """Mirrors ``View`` in scan.h."""
+    """Mirrors ``View`` in rows.h."""
 
-    _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("token", ctypes.c_int64))
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("token", ctypes.c_int64),
+        ("half", ctypes.c_int64),
+    )
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
     return [(name, kind) for name in names.split()]
 
 
-class Call(ctypes.Structure):
+class Scan(ctypes.Structure):
     """Mirrors ``Scan`` in scan.h."""
 
     _fields_ = (
@@ -59,6 +64,21 @@ class Call(ctypes.Structure):
     )
 
 
+class Conv(ctypes.Structure):
+    """Mirrors ``Conv`` in conv.c."""
+
+    _fields_ = (
+        *_fields(ctypes.c_int64, "sequences length channels taps reverse threads"),
+        *_fields(ctypes.c_void_p, "offsets weight bias"),
+        *_fields(View, "x halo y next"),
+    )
+
+
+def in_rows(tensor: Tensor) -> Tensor:
+    """Return a tensor (b, l, ...) in a dtype that C reads rows of, float32 or bfloat16."""
+    return tensor if tensor.dtype == torch.bfloat16 else tensor.float()
+
+
 def dense_tokens(tensor: Tensor) -> Tensor:
     """Return a tensor (b, l, ...) whose values of one token lie side by side, copied if need be."""
     return tensor if tensor[:1, :1].is_contiguous() else tensor.contiguous()
@@ -69,7 +89,7 @@ def view(tensor: Tensor | None) -> View:
     if tensor is None:
         return View()
     batch, token = (tensor.stride(i) if tensor.shape[i] > 1 else 0 for i in (0, 1))
-    return View(tensor.data_ptr(), batch, token)
+    return View(tensor.data_ptr(), batch, token, tensor.dtype == torch.bfloat16)
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -77,10 +97,10 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def run(pass_name: str, call: Call) -> None:
-    """Run the ``forward`` or ``backward`` pass of scan.c."""
-    if getattr(_library(), f"gigavim_scan_{pass_name}")(ctypes.byref(call)):
-        raise MemoryError(f"no memory to scan {call.channels} channels of {call.states} states")
+def run(name: str, call: Scan | Conv) -> None:
+    """Run ``scan_forward``, ``scan_backward`` or ``conv_forward``."""
+    if getattr(_library(), f"gigavim_{name}")(ctypes.byref(call)):
+        raise MemoryError(f"no memory for {name} of {call.channels} channels")
 
 
 @functools.cache
@@ -122,5 +142,5 @@ def _library() -> ctypes.CDLL:
 
 
 def _sources(library: ctypes.CDLL) -> str:
-    value = ctypes.c_char_p.in_dll(library, "gigavim_scan_sources").value or b""
+    value = ctypes.c_char_p.in_dll(library, "gigavim_sources").value or b""
     return value.decode()

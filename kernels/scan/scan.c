@@ -28,7 +28,7 @@ INLINE void advance(const int count, const int clamped, const int output, const 
     vec h[STATES_FORWARD], A[STATES_FORWARD];
     UNROLL for (int j = 0; j < count; j++) { h[j] = k->h[n + j]; A[j] = k->A[n + j]; }
     for (int64_t i = 0; i < tile; i++) {
-        const float *b = row(B, i) + n, *c = output ? row(C, i) + n : b;
+        const float *b = float_row(B, i) + n, *c = output ? float_row(C, i) + n : b;
         vec d = step[i], x = drive[i], out = y[i];
         if (n == 0)
             UNROLL for (int j = 0; j < 4; j++) __builtin_prefetch(row(next[j], i));
@@ -46,19 +46,19 @@ INLINE void forward_tile(const int output, const Scan *s, Block *k, Sequence q, 
                          int64_t next_channel, int64_t next_start)
 {
     int64_t tile = tile_at(q, start), states = s->states, count = k->count;
-    Rows u = rows(s, s->u, q, start, k->channel), z = rows(s, s->z, q, start, k->channel);
-    Rows B = rows(s, s->B, q, start, k->B);
-    Rows C = rows(s, s->C, q, start, k->C);
-    Rows out = rows(s, s->y, q, start, k->channel);
+    Rows u = rows(s->u, q, start, k->channel), z = rows(s->z, q, start, k->channel);
+    Rows B = rows(s->B, q, start, k->B);
+    Rows C = rows(s->C, q, start, k->C);
+    Rows out = rows(s->y, q, start, k->channel);
     const View *needed[4] = {&s->u, &s->dt, &s->z, &s->y};
     Rows next[4];
     for (int j = 0; j < 4; j++)
-        next[j] = rows(s, needed[j]->data ? *needed[j] : s->u, q, next_start, next_channel);
+        next[j] = rows(needed[j]->data ? *needed[j] : s->u, q, next_start, next_channel);
     vec step[TILE], drive[TILE], y[TILE], sum = {0};
 
     int small = load_steps(s, k, q, start, step, NULL);
     for (int64_t i = 0; i < tile; i++) {
-        vec x = load(row(u, i), count);
+        vec x = load_row(u, i, count);
         sum += step[i];
         drive[i] = step[i] * x;
         y[i] = k->D * x;
@@ -75,10 +75,10 @@ INLINE void forward_tile(const int output, const Scan *s, Block *k, Sequence q, 
     if (!output) return;
     for (int64_t i = 0; i < tile; i++) {
         if (z.first) {
-            vec gate = load(row(z, i), count);
+            vec gate = load_row(z, i, count);
             y[i] *= gate * sigmoid(gate);
         }
-        store(row(out, i), y[i], count);
+        store_row(out, i, y[i], count);
     }
 }
 
@@ -127,7 +127,7 @@ static int advance_part(const Scan *s, Sequence q, int64_t part, int64_t segment
             memcpy(room + 1, k->h, states * sizeof(vec));
         }
     }
-    free(blocks);
+    release(blocks);
     return 0;
 }
 
@@ -153,7 +153,7 @@ INLINE void adjoint(const int count, const int clamped, const Block *k, int64_t 
         A[j] = k->A[n + j];
     }
     for (int64_t i = 0; i < tile; i++) {
-        const float *b = row(B, i) + n, *c = row(C, i) + n;
+        const float *b = float_row(B, i) + n, *c = float_row(C, i) + n;
         vec d = step[i], x = drive[i], out = y[i];
         UNROLL for (int j = 0; j < count; j++) {
             decay[i][j] = clamped ? exp2_clamped(d, A[j]) : exp2_of(d, A[j]);
@@ -165,7 +165,7 @@ INLINE void adjoint(const int count, const int clamped, const Block *k, int64_t 
     }
     UNROLL for (int j = 0; j < count; j++) { g[j] = k->g[n + j]; dA[j] = k->dA[n + j]; }
     for (int64_t i = tile; i-- > 0;) {
-        const float *b = row(B, i) + n, *c = row(C, i) + n;
+        const float *b = float_row(B, i) + n, *c = float_row(C, i) + n;
         vec d = step[i], x = drive[i], e = dy[i], dx = ddrive[i], dl = dlog[i];
         vec *db = dB + i * states + n, *dc = dC + i * states + n;
         UNROLL for (int j = 0; j < count; j++) {
@@ -188,21 +188,21 @@ INLINE void adjoint(const int count, const int clamped, const Block *k, int64_t 
 static void backward_tile(const Scan *s, Block *k, Sequence q, int64_t start, vec *dB, vec *dC)
 {
     int64_t tile = tile_at(q, start), states = s->states, count = k->count;
-    Rows u = rows(s, s->u, q, start, k->channel), z = rows(s, s->z, q, start, k->channel);
-    Rows B = rows(s, s->B, q, start, k->B);
-    Rows C = rows(s, s->C, q, start, k->C);
-    Rows dout = rows(s, s->dy, q, start, k->channel), dz = rows(s, s->dz, q, start, k->channel);
-    Rows du = rows(s, s->du, q, start, k->channel), ddt = rows(s, s->ddt, q, start, k->channel);
+    Rows u = rows(s->u, q, start, k->channel), z = rows(s->z, q, start, k->channel);
+    Rows B = rows(s->B, q, start, k->B);
+    Rows C = rows(s->C, q, start, k->C);
+    Rows dout = rows(s->dy, q, start, k->channel), dz = rows(s->dz, q, start, k->channel);
+    Rows du = rows(s->du, q, start, k->channel), ddt = rows(s->ddt, q, start, k->channel);
     vec step[TILE], slope[TILE], drive[TILE], y[TILE], dy[TILE], ddrive[TILE], dlog[TILE];
 
     int small = load_steps(s, k, q, start, step, slope);
     for (int64_t i = 0; i < tile; i++) {
-        vec x = load(row(u, i), count);
+        vec x = load_row(u, i, count);
         drive[i] = step[i] * x;
         y[i] = k->D * x;
-        dy[i] = dout.first ? load(row(dout, i), count) : all(0);
+        dy[i] = dout.first ? load_row(dout, i, count) : all(0);
         if (z.first) {
-            vec gate = load(row(z, i), count);
+            vec gate = load_row(z, i, count);
             dy[i] *= gate * sigmoid(gate);
         }
         ddrive[i] = dlog[i] = all(0);
@@ -218,16 +218,16 @@ static void backward_tile(const Scan *s, Block *k, Sequence q, int64_t start, ve
             adjoint(1, 1, k, n, states, tile, B, C, step, drive, dy, y, ddrive, dlog, dB, dC);
     }
     for (int64_t i = 0; i < tile; i++) {
-        vec x = load(row(u, i), count);
+        vec x = load_row(u, i, count);
         vec dstep = k->ds + ddrive[i] * x + dlog[i] * 0.69314718f;
-        store(row(du, i), ddrive[i] * step[i] + k->D * dy[i], count);
-        store(row(ddt, i), dstep * slope[i], count);
+        store_row(du, i, ddrive[i] * step[i] + k->D * dy[i], count);
+        store_row(ddt, i, dstep * slope[i], count);
         k->dbias += dstep * slope[i];
         k->dD += dy[i] * x;
         if (dz.first) {
-            vec gate = load(row(z, i), count), open = sigmoid(gate);
-            vec dgate = dout.first ? load(row(dout, i), count) * y[i] : all(0);
-            store(row(dz, i), dgate * open * (1 + gate * (1 - open)), count);
+            vec gate = load_row(z, i, count), open = sigmoid(gate);
+            vec dgate = dout.first ? load_row(dout, i, count) * y[i] : all(0);
+            store_row(dz, i, dgate * open * (1 + gate * (1 - open)), count);
         }
     }
 }
@@ -236,10 +236,12 @@ static void backward_tile(const Scan *s, Block *k, Sequence q, int64_t start, ve
 static void add_totals(const Scan *s, View gradient, Sequence q, int64_t offset, int64_t start,
                        const vec *sums)
 {
-    Rows to = rows(s, gradient, q, start, offset);
+    Rows to = rows(gradient, q, start, offset);
     if (!to.first) return;
-    for (int64_t i = 0; i < tile_at(q, start); i++)
-        for (int64_t n = 0; n < s->states; n++) row(to, i)[n] += total(sums[i * s->states + n]);
+    for (int64_t i = 0; i < tile_at(q, start); i++) {
+        float *at = float_row(to, i);
+        for (int64_t n = 0; n < s->states; n++) at[n] += total(sums[i * s->states + n]);
+    }
 }
 
 static int backward_part(const Scan *s, Sequence q, int64_t part, int64_t segment)
@@ -249,10 +251,10 @@ static int backward_part(const Scan *s, Sequence q, int64_t part, int64_t segmen
     int64_t own_B = part * s->B_groups * states, own_C = part * s->C_groups * states;
     size_t size = TILE * states * sizeof(vec);
     Block *end, *blocks = new_blocks(s, q, part, &end);
-    vec *dB = aligned_alloc(64, size ? 2 * size : 64), *dC = dB + TILE * states;
+    vec *dB = reserve(2 * size), *dC = dB + TILE * states;
     if (!blocks || !dB) {
-        free(blocks);
-        free(dB);
+        release(blocks);
+        release(dB);
         return 1;
     }
     for (int64_t i = tiles_of(q); i-- > 0;)
@@ -271,8 +273,8 @@ static int backward_part(const Scan *s, Sequence q, int64_t part, int64_t segmen
         store(s->dD + offset, k->dD, k->count);
         store(s->dbias + offset, k->dbias, k->count);
     }
-    free(blocks);
-    free(dB);
+    release(blocks);
+    release(dB);
     return 0;
 }
 
@@ -294,7 +296,7 @@ static int run(const Scan *s, int (*work)(const Scan *, Sequence, int64_t, int64
 #pragma omp for schedule(dynamic)
 #endif
         for (int64_t unit = 0; unit < units; unit++) {
-            Sequence q = sequence_at(s, unit / segments / s->parts);
+            Sequence q = sequence_of(s, unit / segments / s->parts);
             failed |= work(s, q, unit / segments % s->parts, from + unit % segments);
         }
 #if defined(__SSE__)
@@ -305,20 +307,20 @@ static int run(const Scan *s, int (*work)(const Scan *, Sequence, int64_t, int64
 }
 
 /* What this is built from, so that library.py never calls a build that its structures do not fit. */
-const char *const gigavim_scan_sources = SOURCES;
-const int64_t gigavim_scan_lanes = LANES, gigavim_scan_tile = TILE;
+EXPORT const char *const gigavim_sources = SOURCES;
+EXPORT const int64_t gigavim_scan_lanes = LANES, gigavim_scan_tile = TILE;
 
-int gigavim_scan_forward(Scan *s)
+EXPORT int gigavim_scan_forward(Scan *s)
 {
     if (s->segments == 1) return run(s, forward_part, 0, 1);
     size_t bytes = s->sequences * s->segments * s->blocks * (1 + s->states) * sizeof(vec);
-    s->summaries = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    s->summaries = reserve(bytes);
     if (!s->summaries) return 1;
     int64_t last = s->segments - 1;
     /* Without an output, nothing but the last state is wanted. */
     int failed = run(s, summarise_part, 0, last) || run(s, forward_part, s->y.data ? 1 : last, last + 1);
-    free(s->summaries);
+    release(s->summaries);
     return failed;
 }
 
-int gigavim_scan_backward(Scan *s) { return run(s, backward_part, 0, 1); }
+EXPORT int gigavim_scan_backward(Scan *s) { return run(s, backward_part, 0, 1); }

@@ -1,7 +1,6 @@
 /* What forward and backward of the scan share: the call, its tensors by rows, and blocks of channels. */
 
-#include "vector.h"
-#include <stdlib.h>
+#include "rows.h"
 
 /* Tokens of a tile, and states in registers at a time. */
 enum { TILE = 64 };
@@ -11,15 +10,8 @@ enum { STATES_FORWARD = 16, STATES_BACKWARD = 4 };
 enum { STATES_FORWARD = 2, STATES_BACKWARD = 2 };
 #endif
 
-/* A tensor (batch, length, ...) whose remaining dimensions are contiguous; strides in elements. Sequences
- * end to end have a batch stride of 0, as has every dimension of size 1. Constant B and C are
- * (1, 1, channels, states), a group for each channel. */
-typedef struct {
-    float *data;
-    int64_t batch, token;
-} View;
-
-/* One call. Absent tensors are NULL. library.py mirrors this layout. */
+/* One call. Absent tensors are NULL; B, C and their gradients are of float32. library.py mirrors this layout.
+ * Constant B and C are (1, 1, channels, states), a group for each channel. */
 typedef struct {
     int64_t sequences, length, channels, states, B_groups, C_groups, softplus, reverse;
     int64_t sharing, blocks;                         /* channels that share B and C; blocks in all */
@@ -36,14 +28,9 @@ typedef struct {
     float *dA, *dD, *dbias, *dh;                     /* for each sequence */
 } Scan;
 
-typedef struct {
-    int64_t index, first, length;                    /* its first token is the batch's first-th */
-} Sequence;
-
-INLINE Sequence sequence_at(const Scan *s, int64_t i)
+INLINE Sequence sequence_of(const Scan *s, int64_t i)
 {
-    if (!s->offsets) return (Sequence){i, 0, s->length};
-    return (Sequence){i, s->offsets[i], s->offsets[i + 1] - s->offsets[i]};
+    return sequence_at(s->offsets, s->length, s->reverse, i);
 }
 
 /* LANES channels that share B and C, or the last few of those. */
@@ -54,24 +41,6 @@ typedef struct {
     vec D, bias, sum, ds, dD, dbias;
     vec *A, *h, *g, *dA;                             /* (states); A is times log2(e) */
 } Block;
-
-/* The rows of a view in the order of the scan, from step `start` on. */
-typedef struct {
-    float *first;
-    int64_t stride;
-} Rows;
-
-INLINE Rows rows(const Scan *s, View v, Sequence q, int64_t start, int64_t offset)
-{
-    Rows r = {0};
-    if (!v.data) return r;
-    int64_t token = q.first + (s->reverse ? q.length - 1 - start : start);
-    r.first = v.data + q.index * v.batch + token * v.token + offset;
-    r.stride = s->reverse ? -v.token : v.token;
-    return r;
-}
-
-INLINE float *row(Rows r, int64_t i) { return r.first + i * r.stride; }
 
 INLINE int64_t tiles_of(Sequence q) { return (q.length + TILE - 1) / TILE; }
 
@@ -84,10 +53,10 @@ INLINE int64_t tile_at(Sequence q, int64_t start)
 INLINE int load_steps(const Scan *s, const Block *k, Sequence q, int64_t start, vec *step, vec *slope)
 {
     int64_t tile = tile_at(q, start);
-    Rows dt = rows(s, s->dt, q, start, k->channel);
+    Rows dt = rows(s->dt, q, start, k->channel);
     vec longest = {0};
     for (int64_t i = 0; i < tile; i++) {
-        vec x = load(row(dt, i), k->count) + k->bias;
+        vec x = load_row(dt, i, k->count) + k->bias;
         if (s->softplus) x = softplus(x, slope ? slope + i : NULL);
         else if (slope) slope[i] = all(1);
         step[i] = x;
@@ -128,7 +97,7 @@ static Block *new_blocks(const Scan *s, Sequence q, int64_t part, Block **end)
     int64_t states = s->states, size = s->sharing;
     int64_t blocks_sharing = (size + LANES - 1) / LANES;
     size_t bytes = count * (sizeof(Block) + 4 * states * sizeof(vec));
-    Block *blocks = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    Block *blocks = reserve(bytes);
     if (!blocks) return NULL;
     *end = blocks + count;
     vec *room = (vec *)*end;

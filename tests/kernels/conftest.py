@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from gigavim.kernels.scan import library
 
 Inputs = dict[str, Tensor]
 
@@ -92,3 +94,26 @@ def assert_near() -> Callable[[dict[str, Tensor], dict[str, Tensor], float], Non
                 assert error <= bound, f"{name} is off by {error:.1e} relative"
 
     return compare
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    """Look for the library again, before and after the test."""
+    library._load.cache_clear()
+    yield
+    library._load.cache_clear()
+
+
+@pytest.fixture(params=["avx512", "avx2", "generic"])
+def build(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    """Run the test with each build of the C library that this CPU runs."""
+    capabilities = {"avx512": "AVX512", "avx2": "AVX2", "generic": "DEFAULT"}
+    best = library.TARGETS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
+    if request.param not in best:
+        pytest.skip(f"this CPU has no {request.param}")
+    capability = capabilities[request.param]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    if library.library_name() != request.param:
+        pytest.skip(f"not built for {request.param}: {library.unavailable()}")

@@ -14,7 +14,6 @@ from gigavim.errors import KernelError
 from gigavim.kernels import scan_backend, selective_scan
 from gigavim.kernels.scan import c_scan, library, reference
 
-CPU = torch.backends.cpu.get_cpu_capability()
 needs_library = pytest.mark.skipif(
     library.unavailable() is not None, reason=str(library.unavailable())
 )
@@ -26,14 +25,6 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def fresh_library() -> Iterator[None]:
-    """Look for the library again, before and after the test."""
-    library._load.cache_clear()
-    yield
-    library._load.cache_clear()
 
 
 @pytest.fixture
@@ -51,30 +42,31 @@ def test_an_install_with_a_compiler_scans_in_c(monkeypatch: pytest.MonkeyPatch) 
     assert scan_backend("cpu", torch.float32).name == "c", library.unavailable()
 
 
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize(
-    ("capability", "target"), [("AVX512", "avx512"), ("AVX2", "avx2"), ("DEFAULT", "generic")]
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str
 )
-@pytest.mark.usefixtures("fresh_library")
 def test_each_build_is_the_reference(
-    monkeypatch: pytest.MonkeyPatch,
-    capability: str,
-    target: str,
-    scan_inputs: Any,
-    differentiate: Any,
-    assert_near: Any,
+    dtype: torch.dtype, bound: float, scan_inputs: Any, differentiate: Any, assert_near: Any
 ) -> None:
-    if capability not in {"AVX512": ("AVX512", "AVX2", "DEFAULT"), "AVX2": ("AVX2", "DEFAULT")}.get(
-        CPU, ("DEFAULT",)
-    ):
-        pytest.skip(f"this CPU has no {target}")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    if library.library_name() != target:
-        pytest.skip(f"not built for {target}: {library.unavailable()}")
-    inputs = scan_inputs(2, 150, 37, 18, groups=1)
+    inputs = {k: v.to(dtype) for k, v in scan_inputs(2, 150, 37, 18, groups=1).items()}
     options = {"dt_softplus": True, "reverse": True}
     expected = differentiate(reference.selective_scan, inputs, torch.float64, **options)
-    found = differentiate(c_scan.selective_scan, inputs, torch.float32, **options)
-    assert_near(found, expected, 1e-5)
+    found = differentiate(c_scan.selective_scan, inputs, dtype, **options)
+    assert_near(found, expected, bound)
+
+
+@pytest.mark.usefixtures("build")
+def test_bfloat16_is_rounded_as_pytorch_does() -> None:
+    u = torch.randn(1, 70, 37).bfloat16()
+    u[0, :4, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38])
+    D = torch.randn(37)
+    D[:2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # times a power of two: a tie
+    u[0, 4:6, :2] = 2
+    still = {"dt": torch.zeros(1, 70, 37), "A": torch.zeros(37, 0)}
+    weights = torch.zeros(1, 70, 0)
+    y, _ = c_scan.selective_scan(u, **still, B=weights, C=weights, D=D)
+    torch.testing.assert_close(y, (u.float() * D).bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 @needs_library
@@ -129,8 +121,9 @@ OPERATOR_INPUTS = pytest.mark.parametrize(
         ({"groups": 3, "bare": True}, None),
         ({"constant": "C"}, None),
         ({"batch": 1}, torch.tensor([0, 3, 70])),
+        ({"half": ("u", "dt", "z")}, None),
     ],
-    ids=["", "groups", "constant", "packed"],
+    ids=["", "groups", "constant", "packed", "bfloat16"],
 )
 
 
@@ -140,11 +133,16 @@ OPERATOR_INPUTS = pytest.mark.parametrize(
 def test_the_operators_are_what_they_claim_to_be(
     options: dict[str, Any], offsets: Tensor | None, gradients: bool, scan_inputs: Any
 ) -> None:
+    half = options.get("half", ())
+    options = {k: v for k, v in options.items() if k != "half"}
     inputs = scan_inputs(**{"batch": 2, "length": 70, "channels": 6, "states": 3} | options)
     if offsets is not None:
         inputs["h"] = inputs["h"].repeat(len(offsets) - 1, 1, 1)
     inputs |= {k: c_scan._per_token(inputs[k]) for k in "BC"}
-    inputs = {k: v.float().requires_grad_(gradients) for k, v in inputs.items()}
+    inputs = {
+        k: v.to(torch.bfloat16 if k in half else torch.float32).requires_grad_(gradients)
+        for k, v in inputs.items()
+    }
     names = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "h")
     tensors = (*map(inputs.get, names), offsets)
     # Deterministic algorithms fill checkpoints with NaN, which is not equal to itself.
