@@ -68,17 +68,16 @@ def mix(
     Raises
     ------
     ModelError
-        If the model turns tokens by their position.
+        If the model has rotary positions or cross blocks.
     StoreError
         If the folder is full or cannot be written.
     """
     if chunk < 1:
         raise ValueError(f"a chunk is at least one token, not {chunk}")
-    if encoder.config.rope != "none":
-        raise ModelError(
-            "rotary positions are defined for sequences of the training length only, which need "
-            "no chunks; use VisionMamba.mix"
-        )
+    config = encoder.config
+    if config.rope != "none" or config.block == "cross":
+        what = "cross blocks" if config.block == "cross" else "rotary positions"
+        raise ModelError(f"{what} cannot be recomputed in chunks; train with VisionMamba.mix")
     if position is not None:
         tokens = tokens + position
     residual = encoder._with_class_tokens(tokens, position is not None)
@@ -283,9 +282,10 @@ class _Scratch:
     def _load(self, place: _Place) -> Tensor:
         tensor = torch.empty(place.shape, dtype=place.dtype)
         view = _bytes_of(tensor)
-        self._file.seek(place.start)
-        while view:
-            view = view[self._file.readinto(view) :]
+        with writing(self._folder):
+            self._file.seek(place.start)
+            while view:
+                view = view[self._file.readinto(view) :]
         return tensor.to(place.device)
 
 

@@ -231,9 +231,13 @@ def test_what_cannot_be_cut_is_refused() -> None:
     encoder = model_of("published")
     with pytest.raises(ValueError, match="at least one token, not 0"):
         recompute.mix(encoder, random(1, 4, 8, like=encoder), chunk=0)
-    turning = VisionMamba(replace(SMALL, class_token="none", rope="tokens"))
-    with pytest.raises(ModelError, match=r"rotary positions .*VisionMamba\.mix"):
-        recompute.mix(turning, torch.zeros(1, 4, 8), chunk=2)
+    plain = replace(SMALL, class_token="none", position="none")
+    for config, what in (
+        (replace(plain, rope="tokens"), "rotary positions"),
+        (replace(plain, block="cross"), "cross blocks"),
+    ):
+        with pytest.raises(ModelError, match=rf"{what} .*VisionMamba\.mix"):
+            recompute.mix(VisionMamba(config), torch.zeros(1, 4, 8), chunk=2)
 
 
 @pytest.mark.parametrize("length", [0, 1, 23, 24])
