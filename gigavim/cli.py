@@ -107,6 +107,14 @@ MaxMemory = Annotated[
         help="Most memory that a run may take, as in 4GiB. By default 60 % of what is free.",
     ),
 ]
+MaxDeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Most memory of the GPU that a run may take. By default 60 % of what is free.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -138,12 +146,13 @@ def run(
     seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
     mask: Mask = None,
     no_mask: NoMask = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         Products, typer.Option(help="Of matrix products: bfloat16 is faster, and 1 % off.")
     ] = Products.float32,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
     max_memory: MaxMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the sequence of an image.")
     ] = None,
@@ -182,6 +191,7 @@ def run(
         device=device,
         readers=readers,
         max_memory=_size(max_memory),
+        max_device_memory=_size(max_device_memory, "--max-device-memory"),
         workers=workers,
         scheduler=scheduler,
     )
@@ -222,7 +232,9 @@ def info(
     mode: ModeOption = Mode.whole,
     mask: Mask = None,
     no_mask: NoMask = False,
+    device: Device = "auto",
     max_memory: MaxMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -239,7 +251,11 @@ def info(
         mask=mask,
         read_all=no_mask,
     )
-    resources = Resources(max_memory=_size(max_memory))
+    resources = Resources(
+        device=device,
+        max_memory=_size(max_memory),
+        max_device_memory=_size(max_device_memory, "--max-device-memory"),
+    )
     facts = _or_one_line(lambda: describe(image, config, resources), debug=debug)
     _print_json(facts) if as_json else print_description(facts)
 
@@ -326,11 +342,11 @@ def _listed(names: str | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(name.strip() for name in names.split(","))
 
 
-def _size(text: str | None) -> int | None:
+def _size(text: str | None, option: str = "--max-memory") -> int | None:
     try:
         return None if text is None else parse_bytes(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--max-memory") from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _or_one_line(call: Any, *, debug: bool) -> Any:

@@ -60,6 +60,8 @@ class Resources:
     """Threads that read, decode and normalise ahead of the encoder."""
     max_memory: int | None = None
     """Bytes of host memory that the process may take; 60 % of what is free if None."""
+    max_device_memory: int | None = None
+    """Bytes of a GPU's memory that it may take; 60 % of what is free if None."""
     workers: int | None = None
     """Processes of this machine that share the sequence of an image; this one alone if None."""
     scheduler: str | None = None

@@ -124,6 +124,9 @@ def print_description(facts: Mapping[str, Any]) -> None:
             "encodes": f"{run['tokens']:,} tokens",
             "memory": f"at most about {_bytes(run['memory_bytes'])}, "
             f"of {_bytes(run['memory_limit_bytes'])} that it may take",
+            "on the GPU": run["device_memory_limit_bytes"]
+            and f"at most about {_bytes(run['device_memory_bytes'])}, "
+            f"of {_bytes(run['device_memory_limit_bytes'])} that it may take",
             "mixes": _mixing(run),
             "time": f"about {_seconds(run['seconds'])}",
         }
@@ -179,7 +182,11 @@ def _mixing(run: Mapping[str, Any]) -> str:
     """Say in what parts the sequence is mixed, and where the rest waits."""
     if run["mode"] != "whole":
         return ""
-    where = f"{_bytes(run['scratch_bytes'])} on the disk" if run["on_disk"] else "in memory"
+    where = {
+        "device": "on the GPU",
+        "host": "in memory",
+        "disk": f"{_bytes(run['scratch_bytes'])} on the disk",
+    }[run["residual_on"]]
     return f"in chunks of {run['chunk']:,} tokens; between layers they wait {where}"
 
 

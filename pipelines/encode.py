@@ -27,6 +27,7 @@ from gigavim.streamed import (
     DiskScratch,
     MemoryScratch,
     Mixed,
+    Place,
     Scratch,
     mix,
     mix_cross,
@@ -115,7 +116,7 @@ def mix_whole(
     valid: NDArray[np.bool_],
     *,
     chunk: int,
-    on_disk: bool,
+    residual_on: Place,
     on_chunk: Callable[[int], None],
 ) -> Iterator[Mixed]:
     """Let all tokens of the image see each other, as one sequence of those that could be read.
@@ -126,8 +127,8 @@ def mix_whole(
         Which patches could be read, shape (n,).
     chunk
         Tokens that a layer takes from one save to the next.
-    on_disk
-        Whether the residual stream waits on the disk, from where a killed run continues.
+    residual_on
+        Where the residual stream waits between layers; from the disk a killed run continues.
     on_chunk
         Told the rows of each chunk of each layer and direction.
 
@@ -141,21 +142,30 @@ def mix_whole(
     with contextlib.ExitStack() as stack:
 
         def scratch(name: str, width: int, tables: int = 2) -> Scratch:
-            if not on_disk:
-                return MemoryScratch(rows, width, chunk, like, tables=tables)
+            if residual_on != "disk":
+                on_host = residual_on == "host"
+                return MemoryScratch(rows, width, chunk, like, on_host=on_host, tables=tables)
             folder, identity = store.path / "state" / name, _identity(store, like)
             return stack.enter_context(
                 DiskScratch(folder, identity, rows, width, chunk, like, tables=tables)
             )
 
         tokens, residual = _tokens_by_block(plan, store, valid), scratch("mixing", config.width)
+        index = torch.from_numpy(plan.sequence.index[valid])
         if config.block == "cross":
             inner = scratch("inner", config.inner, INNER_TABLES)
-            index = torch.from_numpy(plan.sequence.index[valid])
             yield mix_cross(encoder, tokens, index, residual, inner, on_chunk=on_chunk)
         else:
-            positioned = config.position != "none"
-            yield mix(encoder, tokens, length, residual, positioned=positioned, on_chunk=on_chunk)
+            yield mix(
+                encoder,
+                tokens,
+                length,
+                residual,
+                positioned=config.position != "none",
+                index=index,
+                grid=(plan.setup.grid.rows, plan.setup.grid.columns),
+                on_chunk=on_chunk,
+            )
 
 
 @contextlib.contextmanager
@@ -314,6 +324,7 @@ def _mix_tiles(
                 tokens[tiles][:, kept],
                 None if position is None else position[kept],
                 index=index[kept],
+                grid=(side, side),
             )
             features[tiles.nonzero(), kept.nonzero()[:, 0]] = mixed.tokens
             vectors[tiles] = mixed.vector

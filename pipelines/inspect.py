@@ -21,8 +21,10 @@ from gigavim.kernels.scan import scan_backend
 from gigavim.models import available
 from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, make_plan, set_up
+from gigavim.pipelines.run import pick_device
 from gigavim.precision import product_precision
 from gigavim.sources import open_source
+from gigavim.streamed import rows_like
 
 PACKAGES = (
     "torch", "triton", "numpy", "openslide-python", "tifffile", "imagecodecs", "rasterio", "zarr",
@@ -64,7 +66,7 @@ def describe(path: str, config: RunConfig, resources: Resources | None = None) -
     started = time.perf_counter()
     resources = resources or Resources()
     try:
-        plan = make_plan(set_up(path, config))
+        plan = make_plan(set_up(path, config, pick_device(resources.device)))
         memory = plan_memory(plan, resources)
     except GigavimError as error:
         return facts | {"run": {"not_possible": str(error)}}
@@ -145,12 +147,13 @@ def _forecast(
     patches = plan.reader(block)
     with torch.inference_mode():
         started = time.perf_counter()
-        embedded = encoder.embed(torch.from_numpy(patches.pixels))
+        embedded = encoder.embed(torch.from_numpy(patches.pixels).to(rows_like(encoder).device))
         embed_s = time.perf_counter() - started
         length = plan.tile**2 if plan.tile else len(embedded)
         encoder.mix(
             embedded.view(-1, length, encoder.config.width),
             index=torch.from_numpy(block.cells[:length]),
+            grid=(setup.grid.rows, setup.grid.columns),
         )
         mix_s = time.perf_counter() - started - embed_s
     share = plan.megapixels / patches.megapixels
@@ -170,8 +173,10 @@ def _forecast(
         "megapixels": plan.megapixels,
         "memory_bytes": memory.expected,
         "memory_limit_bytes": memory.limit,
+        "device_memory_bytes": memory.device_expected,
+        "device_memory_limit_bytes": memory.device_limit,
         "chunk": memory.chunk,
-        "on_disk": memory.on_disk,
+        "residual_on": memory.residual_on,
         "scratch_bytes": memory.scratch,
         "seconds": planning_s + max(read_s, per_token * beside) + per_token * after,
     }

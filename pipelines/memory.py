@@ -11,16 +11,21 @@ mixing     the residual stream, 8 D (n + chunk), if it is in memory; 12 D chunk 
 cross      for cross blocks, in place of the first two of mixing: 4 (2 D + 3 E) (n + chunk), if it
            is in memory; (12 E + 256) chunk; and `PER_PLACE` n for the order of the columns
 heads      features in half precision and those that are valid, 4 D n, for clusters
+on a GPU   the weights; a block of patches; the residual stream, if it is there; and for each token
+           of a chunk 12 D (12 E + 256 for cross blocks) and 56 E
 =========  =========================================================================================
 
 of which reading, mixing and heads come one after the other. Images of few tokens are mixed in
 memory: a kill then costs no more than a minute. Others are mixed from the disk whatever the limit,
-so that a kill costs a chunk; the system's cache of the files is not the process's own memory.
+so that a kill costs a chunk; the system's cache of the files is not the process's own memory. A GPU
+is quick enough to be killed: its tables wait on it while they fit, else in page-locked host memory
+while they fit there, else on the disk. PyTorch rounds page-locked memory up to a power of two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -30,7 +35,7 @@ from gigavim.errors import GigavimError
 from gigavim.mixer import TILE
 from gigavim.pipelines.encode import BLOCKS_HELD
 from gigavim.pipelines.plan import Plan
-from gigavim.streamed import INNER_TABLES, rows_like, rows_of
+from gigavim.streamed import INNER_TABLES, Place, rows_like, rows_of
 
 FIXED = 384 * 2**20
 """Zarr, Dask, scikit-learn, the sample that clusters are fitted to, pictures."""
@@ -54,68 +59,186 @@ class MemoryPlan:
     """Largest resident memory, by the estimate."""
     chunk: int
     """Tokens of a chunk."""
-    on_disk: bool
-    """Whether the residual stream waits on the disk between layers, and a kill loses a chunk."""
+    residual_on: Place
+    """Where the residual stream waits between layers; on the disk a kill loses a chunk."""
+    device_limit: int | None
+    """Bytes of a GPU's memory; None on the CPU."""
+    device_expected: int | None
+    """Most of them allocated at once, by the estimate."""
     scratch: int
     """Bytes on the disk while the image is mixed."""
+
+
+class Memory(NamedTuple):
+    """Of the host or of a GPU, in bytes."""
+
+    taken: int
+    free: int
+    limit: int | None
+    """What the user allows."""
+
+    def allowed(self, smallest: int) -> int:
+        """Return the limit; without one, what leaves something to others, `smallest` at least."""
+        if self.limit is None:
+            return max(smallest, self.taken + int(FREE_SHARE * self.free))
+        return self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a run takes, in bytes, wherever and in whatever parts it is mixed."""
+
+    rows: int
+    """Of the sequence with its class tokens; 0 where tiles are mixed, each in memory."""
+    tables: tuple[int, ...]
+    """A row of each table of the scratch."""
+    part: int
+    """A token of the chunk that is mixed, as rows of tables."""
+    working: int
+    """A token that is mixed, in between."""
+    host: int
+    """In host memory throughout."""
+    host_beside: int
+    """There before or after the mixing."""
+    weights: int
+    """On a GPU throughout."""
+    embedding: int
+    """There before the mixing."""
+
+    def scratch(self, chunk: int) -> int:
+        """Return the size of all tables."""
+        return sum(self.tables) * (self.rows + chunk)
+
+    def on_host(self, chunk: int, place: Place, *, pinned: bool) -> int:
+        """Return the most host memory that is taken at once."""
+        tables = [row * (self.rows + chunk) for row in self.tables] if place == "host" else []
+        if pinned:
+            tables = [1 << (size - 1).bit_length() for size in tables]
+        mixing = sum(tables) + self.part * chunk + self.working * TILE
+        return self.host + max(self.host_beside, mixing)
+
+    def on_device(self, chunk: int, place: Place) -> int:
+        """Return the most memory of a GPU that is taken at once."""
+        tables = self.scratch(chunk) if place == "device" else 0
+        mixing = tables + (self.part + self.working) * chunk
+        return self.weights + max(self.embedding, mixing)
 
 
 def plan_memory(plan: Plan, resources: Resources) -> MemoryPlan:
     """Fit a run into the memory that it may take.
 
-    Without ``resources.max_memory`` that is 60 % of what is free, or the least that works.
+    Without limits that is 60 % of what is free, or the least that works.
 
     Raises
     ------
     GigavimError
-        If the limit is too small; the message has the smallest that works.
+        If a limit is too small; the message has the smallest that works.
     """
-    encoder = plan.setup.model.encoder
-    like = rows_like(encoder)
-    device = like.device.type
-    rows = rows_of(encoder, len(plan.sequence))
-    row_bytes, inner_bytes = (
-        size * like.element_size() for size in (encoder.config.width, encoder.config.inner)
+    like = rows_like(plan.setup.model.encoder)
+    host = Memory(
+        int(psutil.Process().memory_info().rss),
+        psutil.virtual_memory().available,
+        resources.max_memory,
     )
-    cross = encoder.config.block == "cross"
-    table_bytes = 2 * row_bytes + INNER_TABLES * inner_bytes * cross
-    part_bytes = 3 * inner_bytes + 256 if cross else 3 * row_bytes
-    now = int(psutil.Process().memory_info().rss)
-    base = now + FIXED + (PER_TOKEN + PER_PLACE * cross) * len(plan.sequence)
-    other = max(_reading(plan, resources.readers), _heads(plan))
+    costs = _costs(plan, host.taken, resources.readers)
+    device = None
+    if like.is_cuda:
+        free, _ = torch.cuda.mem_get_info(like.device)
+        device = Memory(costs.weights, free, resources.max_device_memory)
+    elif resources.max_device_memory is not None:
+        raise GigavimError(
+            "--max-device-memory limits a GPU, and this run is on the CPU; leave it out, "
+            "--max-memory is the limit here"
+        )
+    what = f"{plan.setup.source.path}, {len(plan.sequence):,} tokens"
+    return fit(what, costs, host, device, resources.chunk)
 
-    def expected(chunk: int, *, held: bool) -> int:
-        working = 14 * inner_bytes * TILE
-        if plan.tile is not None:
-            return base + max(other, _blocks_held(plan) + working)
-        tables = table_bytes * (rows + chunk) if held and device == "cpu" else 0
-        return base + max(other, tables + part_bytes * chunk + working)
 
-    smallest = expected(TILE, held=False)
-    limit = resources.max_memory
-    if limit is None:
-        limit = max(smallest, now + int(FREE_SHARE * psutil.virtual_memory().available))
+def fit(
+    what: str, costs: Costs, host: Memory, device: Memory | None, chunk: int | None = None
+) -> MemoryPlan:
+    """Choose the largest chunk that fits, then the fastest place that does.
+
+    Parameters
+    ----------
+    what
+        Is run, for the message of an error.
+    device
+        Of the GPU; None on the CPU.
+    chunk
+        Most tokens of a chunk; by default as suits the device.
+
+    Raises
+    ------
+    GigavimError
+        If a limit is too small; the message has the smallest that works.
+    """
+    pinned = device is not None
+    smallest = costs.on_host(TILE, "disk", pinned=pinned)
+    limit = host.allowed(smallest)
     if limit < smallest:
         raise GigavimError(
-            f"{plan.setup.source.path}: --max-memory {_mib(limit)} is too little for its "
-            f"{len(plan.sequence):,} tokens; the smallest that works is {_mib(_rounded(smallest))}"
+            f"{what}: --max-memory {_mib(limit)} is too little; "
+            f"the smallest that works is {_mib(_rounded(smallest))}"
         )
+    device_limit = None
+    if device is not None:
+        smallest = costs.on_device(TILE, "disk")
+        device_limit = device.allowed(smallest)
+        if device_limit < smallest:
+            raise GigavimError(
+                f"{what}: --max-device-memory {_mib(device_limit)} is too little; "
+                f"the smallest that works is {_mib(smallest)}"
+            )
+        device_limit = min(device_limit, max(smallest, device.taken + device.free))
+
+    def fits(chunk: int, place: Place) -> bool:
+        on_device = device_limit is None or costs.on_device(chunk, place) <= device_limit
+        return on_device and costs.on_host(chunk, place, pinned=pinned) <= limit
+
     # Whole tiles, so that the limit does not decide where the CPU's arithmetic is cut.
-    whole = TILE * max(1, -(-rows // TILE))
-    chunk = resources.chunk or min(CHUNK.get(device, CHUNK["cpu"]), whole)
-    while chunk > TILE and expected(chunk, held=False) > limit:
+    whole = TILE * max(1, -(-costs.rows // TILE))
+    chunk = chunk or min(CHUNK["cpu" if device is None else "cuda"], whole)
+    while chunk > TILE and not fits(chunk, "disk"):
         chunk = max(1, chunk // 2 // TILE) * TILE
-    if device == "cuda":
-        held = table_bytes * (rows + chunk) <= FREE_SHARE * torch.cuda.mem_get_info()[0]
-    else:
-        held = rows <= IN_MEMORY and expected(chunk, held=True) <= limit
-    on_disk = plan.tile is None and not held
+    places: tuple[Place, ...] = ("device", "host")
+    if device is None:
+        places = ("host",) if costs.rows <= IN_MEMORY else ()
+    place: Place = next((place for place in places if fits(chunk, place)), "disk")
     return MemoryPlan(
         limit=limit,
-        expected=expected(chunk, held=held),
+        expected=costs.on_host(chunk, place, pinned=pinned),
         chunk=chunk,
-        on_disk=on_disk,
-        scratch=table_bytes * (rows + chunk) if on_disk else 0,
+        residual_on=place,
+        device_limit=device_limit,
+        device_expected=None if device is None else costs.on_device(chunk, place),
+        scratch=costs.scratch(chunk) if place == "disk" else 0,
+    )
+
+
+def _costs(plan: Plan, taken: int, readers: int) -> Costs:
+    """Estimate what a run takes that has taken so much already."""
+    encoder, tokens = plan.setup.model.encoder, len(plan.sequence)
+    config, itemsize = encoder.config, rows_like(encoder).element_size()
+    row, inner = config.width * itemsize, config.inner * itemsize
+    cross = config.block == "cross"
+    working = 14 * inner
+    beside = max(_reading(plan, readers), _heads(plan))
+    largest = max(len(block.cells) for block in plan.blocks)
+    embedding = largest * (config.patch**2 * config.bands * itemsize + row)
+    if plan.tile is not None:
+        beside = max(beside, _blocks_held(plan) + working * TILE)
+        embedding += largest * (3 * row + working)
+    whole = plan.tile is None
+    return Costs(
+        rows=rows_of(encoder, tokens) if whole else 0,
+        tables=((row, row) + INNER_TABLES * (inner,) * cross) if whole else (),
+        part=(3 * inner + 256 if cross else 3 * row) if whole else 0,
+        working=working if whole else 0,
+        host=taken + FIXED + (PER_TOKEN + PER_PLACE * cross) * tokens,
+        host_beside=beside,
+        weights=sum(weight.nbytes for weight in encoder.parameters()),
+        embedding=embedding,
     )
 
 

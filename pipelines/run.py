@@ -205,7 +205,10 @@ def _fill(
     sequence = plan.sequence
     store.write_array("tokens/coords", sequence.coords)
     store.write_array("tokens/grid_index", sequence.index)
-    store.describe("tokens", order=sequence.order)
+    architecture = plan.setup.model.encoder.config
+    store.describe(
+        "tokens", order=sequence.order, position=architecture.position, rope=architecture.rope
+    )
     progress.start("reading", plan.tokens)
     with reader_pool(resources.readers) as client:
         encode_blocks(plan, store, client, stages, ahead=2 * resources.readers, on_block=on_block)
@@ -259,7 +262,7 @@ def _mix(
             store,
             valid,
             chunk=memory.chunk,
-            on_disk=memory.on_disk,
+            residual_on=memory.residual_on,
             on_chunk=progress.advance,
         )
     sweeps = sweeps_of(plan.setup.model.encoder)

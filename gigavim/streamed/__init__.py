@@ -2,7 +2,7 @@
 
 from gigavim.streamed.cross import INNER_TABLES, mix_cross
 from gigavim.streamed.mix import Mixed, mix, rows_like, rows_of, sweeps_of
-from gigavim.streamed.scratch import DiskScratch, Mark, MemoryScratch, Scratch
+from gigavim.streamed.scratch import DiskScratch, Mark, MemoryScratch, Place, Scratch
 
 __all__ = [
     "INNER_TABLES",
@@ -10,6 +10,7 @@ __all__ = [
     "Mark",
     "MemoryScratch",
     "Mixed",
+    "Place",
     "Scratch",
     "mix",
     "mix_cross",

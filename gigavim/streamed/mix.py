@@ -100,14 +100,9 @@ def mix(
     Raises
     ------
     ModelError
-        If a state is no finite number any more, or the model needs all tokens at once.
+        If a state is no finite number any more.
     """
     config = encoder.config
-    if config.block == "cross":
-        raise ModelError(
-            "cross blocks scan columns too, for which they need all tokens of an image at once; "
-            "run this model with --mode tiles"
-        )
     if config.rope != "none" and (index is None or len(index) != length):
         raise ValueError(f"rotary positions need the row and column of each of {length} tokens")
 

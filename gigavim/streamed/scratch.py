@@ -9,7 +9,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from gigavim.errors import StoreError
 from gigavim.mixer import DirectionState
 from gigavim.store.disk import write_file, writing
+
+Place = Literal["device", "host", "disk"]
+"""Where the residual stream can wait."""
 
 
 class Mark(NamedTuple):
