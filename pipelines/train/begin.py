@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gigavim.checkpoint import Model, ModelSpec
-from gigavim.encoder import VisionMamba
+from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.errors import GigavimError
 from gigavim.head import ClassTable, palette
 from gigavim.pipelines.train.project import Project, architecture
 from gigavim.pipelines.train.split import split_hash
 from gigavim.pipelines.train.tiles import TileSet
+from gigavim.position import positions_on
 
 AT_ONCE = 1024
 """Tiles whose values are summed together."""
@@ -129,24 +131,26 @@ def first_encoder(spec: ModelSpec, begun: Model | None, seed: int) -> VisionMamb
 def with_stride(encoder: VisionMamba, stride: int) -> VisionMamba:
     """Return the encoder with another step from patch to patch: longer or shorter sequences.
 
-    Learned positions are interpolated on the grid of patches, those of class tokens kept: what Vim
-    calls long-sequence fine-tuning begins with this.
+    The table of learned positions is stretched over the new grid of patches, the rows of class
+    tokens are kept: what Vim calls long-sequence fine-tuning begins with this.
     """
-    config = dataclasses.replace(encoder.config, stride=stride)
-    changed = VisionMamba(config)
+    old = encoder.config
+    new = dataclasses.replace(old, stride=stride)
+    changed = VisionMamba(new)
     weights = dict(encoder.state_dict())
-    if config.position == "learned":
-        table = changed.pos_embed.detach().clone()[0]
-        patches = config.side**2
-        place = config.class_index(patches)
-        others = torch.ones(len(table), dtype=torch.bool)
-        others[list(place)] = False
-        position = encoder.position_for(config.side, config.side)
-        assert position is not None  # it is learned
-        table[others] = position
-        table[list(place)] = encoder.pos_embed[
-            0, list(encoder.config.class_index(encoder.config.side**2))
-        ]
-        weights["pos_embed"] = table[None]
+    if "pos_embed" in weights:
+        table = weights["pos_embed"][0]
+        stretched = torch.empty(new.side**2 + len(new.class_index(0)), new.width)
+        is_patch, was_patch = (_rows_of_patches(config) for config in (new, old))
+        stretched[is_patch] = positions_on(table[was_patch], new.side, new.side)
+        stretched[~is_patch] = table[~was_patch]
+        weights["pos_embed"] = stretched[None]
     changed.load_state_dict(weights)
     return changed
+
+
+def _rows_of_patches(config: VisionMambaConfig) -> Tensor:
+    """Return which rows of the table are those of patches, not of class tokens."""
+    rows = torch.ones(config.side**2 + len(config.class_index(0)), dtype=torch.bool)
+    rows[list(config.class_index(config.side**2))] = False
+    return rows

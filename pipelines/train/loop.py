@@ -146,8 +146,11 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return how the average follows the weights: faster at first, when they are far from good."""
 
     def averaged(average: Tensor, weights: Tensor, updates: Tensor) -> Tensor:
+        if not average.is_floating_point():
+            return weights  # a count of batches has no average
         count = float(updates)
-        return average.lerp(weights, 1 - min(decay, (1 + count) / (10 + count)))
+        # Not by lerp: batch norm counts in integers.
+        return average + (weights - average) * (1 - min(decay, (1 + count) / (10 + count)))
 
     return averaged
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import warnings
 import zipfile
@@ -15,8 +16,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import psutil
-import rasterio
 from numpy.typing import NDArray
+from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
@@ -198,7 +199,7 @@ def _decoded(path: Path, tiles: Sequence[Tile], read: Callable[[str], bytes]) ->
     for tile in tiles:
         try:
             image = decode(read(tile.file))
-        except (RasterioError, OSError, zipfile.BadZipFile) as error:
+        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
             faults.append(f"{tile.file} ({str(error).splitlines()[0]})")
             continue
         if pixels is None:
@@ -231,20 +232,32 @@ def decode(content: bytes) -> NDArray[Any]:
 
     Raises
     ------
-    RasterioError
-        If it cannot be read in full.
+    OSError, SyntaxError, ValueError
+        If it cannot be read in full; which one is up to the decoder.
     """
-    # Else GDAL makes grey of the part of a JPEG that is missing.
-    with (
-        rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True),
-        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
-        MemoryFile(content) as memory,
-        memory.open() as image,
-    ):
-        colours = enumerate(image.colorinterp, 1)
-        bands = [index for index, colour in colours if colour != ColorInterp.alpha]
-        values: NDArray[Any] = image.read(bands)
-        return values.transpose(1, 2, 0)
+    if content[:2] in (b"II", b"MM"):
+        return _decode_tiff(content)
+    # GDAL takes half a PNG for a whole one, Pillow does not.
+    with Image.open(io.BytesIO(content)) as image:
+        opaque = image if image.mode in ("L", "RGB", "I;16") else image.convert("RGB")
+        values = np.asarray(opaque)
+    return values if values.ndim == 3 else values[..., None]
+
+
+def _decode_tiff(content: bytes) -> NDArray[Any]:
+    """Decode a TIFF of any number of bands."""
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+            MemoryFile(content) as memory,
+            memory.open() as image,
+        ):
+            colours = enumerate(image.colorinterp, 1)
+            bands = [index for index, colour in colours if colour != ColorInterp.alpha]
+            values: NDArray[Any] = image.read(bands)
+    except RasterioError as error:
+        raise OSError(str(error)) from error
+    return values.transpose(1, 2, 0)
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
