@@ -1,8 +1,8 @@
 """From the features of patches back to pixels: a decoder that maps every pixel by itself.
 
 Features say what a patch holds and in what surroundings, pixels say where exactly: as in a U-Net
-(Ronneberger et al. 2015, arXiv 1505.04597), whose coarse levels are the tokens of the Vim. Skips
-are a few convolutions on the pixels, which are read a second time.
+(Ronneberger et al. 2015, arXiv 1505.04597), in whose depth the tokens of the Vim are. Its skips are
+a few convolutions on the pixels, which are read a second time.
 
 A pixel depends on patches at most `Decoder.halo` away and on nothing else: normalisations have
 fixed statistics in evaluation, and there is no pooling over an image. So a large image is decoded
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
             _convolved(before, after)
             for before, after in zip((encoder.bands, *channels), channels, strict=False)
         )
-        self.grid = nn.Sequential(*_layer(encoder.width, channels[-1]))
+        self.grid = _convolved(encoder.width + channels[-1], channels[-1])
         self.ups = nn.ModuleList(
             _convolved(before + after, after)
             for before, after in zip(
@@ -60,13 +60,11 @@ class Decoder(nn.Module):
     def halo(self) -> int:
         """Patches beyond a window that its pixels depend on."""
         reach = 0
-        for _ in self.ups:  # two convolutions on each map, from the finest to the coarsest ...
+        for _ in (*self.ups, self.grid):  # two convolutions on each map, up to the coarsest ...
             reach = math.ceil(reach / 2) + 2
-        patches = math.ceil(reach / 2) + 1  # ... one on the grid ...
-        reach += 2
-        for _ in self.skips[1:]:  # ... and two on each map again, back to the pixels
+        for _ in self.skips:  # ... and two on each again, down to the pixels
             reach = 2 * reach + 2
-        return max(patches, math.ceil(reach / self.patch))
+        return math.ceil(reach / self.patch)
 
     def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Decode a window of whole patches.
@@ -84,11 +82,13 @@ class Decoder(nn.Module):
             Shape (b, output, rows * P, columns * P). Those of the outermost `halo` patches are not
             what they would be in a larger window.
         """
+        # A CPU convolves a third faster so; skips and maps follow.
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         skips = []
-        for level, convolve in enumerate(self.skips):
-            pixels = convolve(nn.functional.max_pool2d(pixels, 2) if level else pixels)
-            skips.append(pixels)
-        up = self.grid(features)
+        for convolve in self.skips:
+            skips.append(convolve(pixels))
+            pixels = nn.functional.max_pool2d(skips[-1], 2)
+        up = self.grid(torch.cat([features, pixels], 1))
         for convolve in self.ups:
             up = nn.functional.interpolate(up, scale_factor=2.0, mode="nearest")
             up = convolve(torch.cat([up, skips.pop()], 1))
