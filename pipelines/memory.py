@@ -41,6 +41,7 @@ FIXED = 384 * 2**20
 """Zarr, Dask, scikit-learn, the sample that clusters are fitted to, pictures."""
 PER_TOKEN = 64
 PER_PLACE = 56
+"""For cross blocks, while the order of the columns is sorted; 24 of them stay."""
 IN_MEMORY = 2**17
 """So many rows at most are mixed in host memory."""
 FREE_SHARE = 0.6
