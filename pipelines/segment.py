@@ -144,8 +144,8 @@ def begin(segment: Segment, layer: int, beside: Beside) -> Begun:
     Raises
     ------
     GigavimError
-        If this worker has another version or model, lacks the spill, cannot write, or meets a
-        state that is not finite.
+        If this worker has another version or model, lacks the spill, cannot write, or a state
+        becomes infinite or NaN.
     """
     work = _Layer(segment, layer, beside)
     begins = {False: segment.number == 0, True: segment.number == segment.of - 1}
@@ -331,10 +331,11 @@ class _Layer:
 
     def _check(self, state: Tensor, tile: slice) -> None:
         if not torch.isfinite(state).all():
-            start = self.segment.start
-            raise GigavimError(
-                f"layer {self.layer}, tokens {start + tile.start} to {start + tile.stop}: the scan "
-                "state is not finite; look for wild pixel values there, or use another model"
+            start, depth = self.segment.start, len(self.encoder.layers)
+            raise ModelError(
+                f"a state of layer {self.layer + 1} of {depth} became infinite or NaN over rows "
+                f"{start + tile.start} to {start + tile.stop}; check the weights, and the pixels "
+                "there"
             )
 
 

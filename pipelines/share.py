@@ -114,10 +114,12 @@ def dask_workers(count: int | None = None, scheduler: str | None = None) -> Iter
         if scheduler is None:
             count = count or 1
             threads = str(max(1, (os.cpu_count() or 1) // count))
-            pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-            # A worker that is lost says so at length; we say it in a line, or mend it.
+            environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+            # A worker that is lost or fails says so at length, there and here; we say it in a line,
+            # or mend it.
+            environment["DASK_LOGGING__DISTRIBUTED"] = "critical"
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
-            with dask.config.set({"distributed.nanny.pre-spawn-environ": pinned}):
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
                 cluster = LocalCluster(  # type: ignore[no-untyped-call]
                     n_workers=count,
                     threads_per_worker=1,
@@ -212,7 +214,7 @@ def mix_shared(
         If the model needs all tokens at one place.
     GigavimError
         If a worker has another version or model, does not see the folder or cannot write to it,
-        or if a state is not finite.
+        or if a state becomes infinite or NaN.
     """
     encoder, config = model.encoder, model.encoder.config
     if config.rope != "none":

@@ -11,10 +11,11 @@ import torch
 import zarr
 from PIL import Image
 
-from gigavim.checkpoint import load_model
+from gigavim.checkpoint import load_model, save_model
 from gigavim.config import Resources, RunConfig
-from gigavim.errors import GigavimError, StoreBusyError
+from gigavim.errors import GigavimError, ModelError, StoreBusyError
 from gigavim.pipelines.run import run_image
+from gigavim.store import ResultStore
 from images import ORIGIN, tissue, write_model, write_scene, write_slide
 
 CPU = Resources(device="cpu")
@@ -368,6 +369,22 @@ def test_workers_share_an_image_to_the_same_features(
     )
     np.testing.assert_allclose(found["image/vector"][:], expected["image/vector"][:], atol=1e-4)
     assert not (store / "state").exists()
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_state_that_is_not_finite_stops_the_run_without_a_word_too_many(
+    slide: Path, tmp_path: Path, workers: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wild = load_model(write_model(tmp_path / "wild.safetensors"))
+    with torch.no_grad():
+        wild.encoder.layers[1].mixer.in_proj.weight.mul_(1e30)
+    save_model(wild.path, wild.encoder, wild.spec)
+    store = tmp_path / "wild.gigavim.zarr"
+    config = RunConfig(model=str(wild.path))
+    with pytest.raises(ModelError, match="state of layer 2 of 2 became infinite or NaN"):
+        run_image(str(slide), store, config, replace(CPU, workers=workers))
+    assert capfd.readouterr() == ("", "")
+    assert not ResultStore.open(store).complete
 
 
 def test_workers_do_not_share_tiles(slide: Path, model: Path, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_state_that_is_not_finite_is_traced_to_its_tokens(
     model = load(models["v2"])
     tokens = tokens_of(model, 100)
     tokens[73] = np.nan
-    with pytest.raises(GigavimError, match=r"layer 0, tokens 7[0-9] to [78][0-9]: the scan state"):
+    with pytest.raises(ModelError, match=r"layer 1 of 2 .* NaN over rows 7[0-9] to [78][0-9]; "):
         shared(Here(2), model, tokens, tmp_path, chunk=8)
 
 
