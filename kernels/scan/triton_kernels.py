@@ -7,6 +7,8 @@
    state before each chunk is known.
 3. `scan` walks each chunk from there and writes the outputs.
 
+(A fourth, in `triton_spoil`, carries on what is not finite, past which phase 1 may stop.)
+
 A program owns a chunk of one direction for BLOCK channels: the channels lie across the lanes of one
 warp, all states of a channel in the registers of its lane, and the tokens follow one another. So
 nothing is exchanged between lanes, and sums have one order. A reverse scan walks the same memory
@@ -100,7 +102,10 @@ class Scan(NamedTuple):
     dt_bias: Any
     h: Any
     states: Any
-    """From phase 2, or None if each sequence is one chunk, which starts from h."""
+    """From phase 2, or None if each sequence is one chunk, which starts from h.
+
+    Out: the state after each chunk, in place of the one before.
+    """
     y: Any
     """Out, or None."""
     h_last: Any
@@ -346,6 +351,11 @@ def _scan(
         y += ahead * D
         done += ahead * sign
 
+    if p.states is not None:
+        # The difference is 0; without it the address is computed before the loop, and registers
+        # that hold it are spilled.
+        row = chunk + (done - count)
+        store(p.states + (row * N + n[:, None]) * D + d[None, :], h, mask)
     if p.h_last is not None:
         if chunk == tl.where(p.reverse, first, behind - 1):
             at = (sequence.to(tl.int64) * N + n[:, None]) * D + d[None, :]

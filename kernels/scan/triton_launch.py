@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gigavim.kernels.scan import triton_backward, triton_kernels
+from gigavim.kernels.scan import triton_backward, triton_kernels, triton_spoil
 from gigavim.kernels.scan.triton_backward import Backward
 from gigavim.kernels.scan.triton_kernels import Prefix, Scan, Summarise
 from gigavim.kernels.scan.triton_plan import SEGMENT, TUNED, Plan, channel_block, plan_chunks
@@ -20,6 +20,7 @@ KERNELS = {
     "summarise": triton_kernels.summarise,
     "prefix": triton_kernels.prefix,
     "scan": triton_kernels.scan,
+    "spoil": triton_spoil.spoil,
     "backward": triton_backward.backward,
 }
 CUT = {torch.float32: 28.0, torch.float64: 60.0}
@@ -256,7 +257,7 @@ def _scan(
     lasts: Sequence[Tensor] | None = None,
     checkpoints: Sequence[Tensor] | None = None,
 ) -> None:
-    """Run phase 3 for outputs and last states, or for checkpoints."""
+    """Run phases 3 and 4 for outputs and last states, or phase 3 for checkpoints."""
     none: list[None] = [None for _ in directions]
     params = [
         Scan(
@@ -277,7 +278,15 @@ def _scan(
             strict=True,
         )
     ]  # fmt: skip
-    _launch("scan", params, plan, directions[0], **_widths(directions[0]), SEGMENT=SEGMENT)
+    x = directions[0]
+    _launch("scan", params, plan, x, **_widths(x), SEGMENT=SEGMENT)
+    if ys is not None and not plan.whole:
+        channels, n = x.A.shape
+        block = TUNED["spoil"].channels
+        constants = {"D": channels, "N": n, "BLOCK": block, "FLOAT": _float(x)}
+        constants["STATES"] = triton.next_power_of_2(n)
+        programs = plan.sequences * triton.cdiv(channels, block)
+        run("spoil", programs, params, (plan.chunks,), constants)
 
 
 def _widths(x: Inputs) -> dict[str, int]:

@@ -26,11 +26,12 @@ class Launch(NamedTuple):
 
 
 # Predicted from the machine code (registers, no spills, instructions); not tuned on a GPU yet.
-# `python benchmarks/gpu.py --tune` measures the alternatives.
+# `python benchmarks/gpu.py tune` measures the alternatives.
 TUNED = {
     "summarise": Launch(channels=64, tokens=4),
     "prefix": Launch(channels=32, tokens=1),
     "scan": Launch(channels=64, tokens=4),
+    "spoil": Launch(channels=32, tokens=1, warps=4),
     "backward": Launch(channels=32, tokens=2),
 }
 WARPS_PER_PROCESSOR = 18

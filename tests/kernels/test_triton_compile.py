@@ -184,8 +184,8 @@ def test_both_directions_fit_into_one_launch(launches: list[Launch], tmp_path: P
     x = vim_layer(torch.bfloat16, gate=False)
     triton_launch.forward([x, x], None, True, [False, True], 0)
     codes = [compile_for(90, launch, tmp_path) for launch in launches]
-    assert [code.name for code in codes] == ["summarise", "prefix", "scan"]
-    assert [code.spilled for code in codes] == [0, 0, 0]
+    assert [code.name for code in codes] == ["summarise", "prefix", "scan", "spoil"]
+    assert [code.spilled for code in codes] == [0, 0, 0, 0]
 
 
 def test_the_forward_loops_are_bound_by_exponentials(
@@ -195,7 +195,7 @@ def test_the_forward_loops_are_bound_by_exponentials(
     x = vim_layer(torch.bfloat16, gate=False)
     triton_launch.forward([x], None, True, [False], 0)
     for launch in launches:
-        if launch.name == "prefix":
+        if launch.name in ("prefix", "spoil"):
             continue
         code = compile_for(90, launch, tmp_path)
         loop = code.loop()

@@ -167,6 +167,35 @@ def test_nan_spoils_its_token_and_none_before(name: str, reverse: bool, scan_inp
 
 
 @interpreted
+@pytest.mark.parametrize("name", ["u", "dt", "B"])
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+def test_nan_spoils_its_channels_to_the_end_however_fast_states_decay(
+    name: str, packed: bool, reverse: bool, scan_inputs: Any
+) -> None:
+    inputs = {k: v.float() for k, v in scan_inputs(1, 90, 4, 3).items()}
+    inputs["dt"] += 30  # a chunk's summary ends after a few tokens
+    offsets = torch.tensor([0, 80, 90]) if packed else None
+    if packed:
+        inputs["h"] = inputs["h"].expand(2, -1, -1)
+    y_clean, h_clean = chunked(reverse, offsets=offsets, **inputs)
+    at = 2 + CHUNK if not reverse else 77 - CHUNK  # far from where its chunk ends
+    inputs[name][0, at, 0] = torch.nan
+    y, h = chunked(reverse, offsets=offsets, **inputs)
+
+    after = torch.zeros(90, dtype=torch.bool)
+    after[slice(None, at + 1) if reverse else slice(at, 80 if packed else None)] = True
+    channels = torch.tensor([True, name == "B", name == "B", name == "B"])
+    spoilt = after[:, None] & channels
+    assert torch.equal(y[0].isnan(), spoilt)
+    assert torch.equal(y[0][~spoilt], y_clean[0][~spoilt])
+    states = channels[:, None] & torch.tensor([True, name != "B", name != "B"])
+    assert torch.equal(h[0].isnan(), states)
+    assert torch.equal(h[0][~states], h_clean[0][~states])
+    assert torch.equal(h[1:], h_clean[1:])
+
+
+@interpreted
 @pytest.mark.parametrize("dt", [0.0, 1e-5, 0.1, 30.0, 1e4])
 def test_steps_may_be_short_or_long(dt: float, scan_inputs: Any, assert_near: Any) -> None:
     inputs = {k: v.float() for k, v in scan_inputs(1, 50, 4, 3).items()}
