@@ -182,7 +182,7 @@ class VisionMamba(nn.Module):
         beside = self._places(tokens, index) if self.config.block == "cross" else chunk
         if position is not None:
             tokens = tokens + position
-        hidden = self._with_class_tokens(tokens, position is not None)
+        hidden = self.with_class_tokens(tokens, positioned=position is not None)
         del tokens  # the caller may have let go of it
         residual: Tensor | None = None
         for layer in self.layers:
@@ -197,7 +197,7 @@ class VisionMamba(nn.Module):
         del hidden
         sequence = _in_chunks(self.norm_f, residual, chunk)
         del residual
-        return self._read_out(sequence)
+        return self.read_out(sequence)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.
@@ -234,14 +234,19 @@ class VisionMamba(nn.Module):
         learned = positioned and self.config.position in ("learned", "periodic")
         return rows + self.pos_embed[0, index] if learned else rows
 
-    def _with_class_tokens(self, tokens: Tensor, positioned: bool) -> Tensor:
-        """Return a new sequence, shape (b, l + class tokens, D), with these at their places."""
+    def with_class_tokens(self, tokens: Tensor, *, positioned: bool) -> Tensor:
+        """Return a new sequence, shape (b, l + class tokens, D), with these at their places.
+
+        With learned positions of their own where the tokens are `positioned`.
+        """
         index = self.config.class_index(tokens.shape[1])
         if not index:
             return tokens if positioned else tokens.clone()
         rows = self.class_rows(positioned=positioned).expand(len(tokens), -1, -1)
-        place = index[0]  # the second class token, if there is one, comes last
-        return torch.cat([tokens[:, :place], rows[:, :1], tokens[:, place:], rows[:, 1:]], 1)
+        # The second class token, if there is one, comes last. Split, because the gradient of each
+        # slice would be as large as all tokens.
+        before, after = torch.split(tokens, [index[0], tokens.shape[1] - index[0]], 1)
+        return torch.cat([before, rows[:, :1], after, rows[:, 1:]], 1)
 
     @staticmethod
     def _places(tokens: Tensor, index: Tensor | None) -> Places:
@@ -251,8 +256,8 @@ class VisionMamba(nn.Module):
             )
         return Places.of(index.to(tokens.device))
 
-    def _read_out(self, sequence: Tensor) -> Features:
-        """Tell the class tokens from the others."""
+    def read_out(self, sequence: Tensor) -> Features:
+        """Tell the class tokens from the others in a sequence, mixed and normed, (b, l, D)."""
         length = sequence.shape[1] - len(self.config.class_index(0))
         index = self.config.class_index(length)
         if not index:
@@ -269,7 +274,9 @@ def _whole(rows: int, columns: int) -> Tensor:
 
 def _without_class(sequence: Tensor, place: int, length: int) -> Tensor:
     """Return the `length` other rows of a sequence whose (first) class token is at `place`."""
-    return torch.cat([sequence[:, :place], sequence[:, place + 1 : length + 1]], 1)
+    sizes = [place, 1, length - place, sequence.shape[1] - length - 1]
+    before, _, after, _ = torch.split(sequence, sizes, 1)
+    return torch.cat([before, after], 1)
 
 
 def _added(residual: Tensor | None, hidden: Tensor) -> Tensor:

@@ -80,13 +80,13 @@ def mix(
         raise ModelError(f"{what} cannot be recomputed in chunks; train with VisionMamba.mix")
     if position is not None:
         tokens = tokens + position
-    residual = encoder._with_class_tokens(tokens, position is not None)
+    residual = encoder.with_class_tokens(tokens, positioned=position is not None)
     del tokens
     remembering = contextlib.nullcontext() if folder is None else _Scratch(folder).remembering()
     with remembering:
         for layer in encoder.layers:
             residual = _Layer.apply(residual, layer, chunk, *layer.parameters())  # type: ignore[no-untyped-call]
-    return encoder._read_out(in_chunks(encoder.norm_f, residual, chunk))
+    return encoder.read_out(in_chunks(encoder.norm_f, residual, chunk))
 
 
 def embed(

@@ -86,11 +86,16 @@ def print_summary(summary: Summary) -> None:
             f"from {summary.megapixels:,.0f} megapixels",
             "problems": _problems(summary),
             "classes": ", ".join(f"{name} {share:.0%}" for name, share in summary.classes.items()),
+            "nuclei": _nuclei(summary),
             "time": ", ".join(f"{stage} {_seconds(s)}" for stage, s in summary.stages.items()),
             "memory": f"peak {_bytes(summary.peak_memory_bytes)}",
+            "on the GPU": summary.peak_device_memory_bytes
+            and f"peak {_bytes(summary.peak_device_memory_bytes)}",
             "store": summary.store,
             "picture": summary.overlay,
             "map": summary.geotiff,
+            "outlines": summary.geojson,
+            "table": summary.table,
         }
     )
 
@@ -188,6 +193,12 @@ def _mixing(run: Mapping[str, Any]) -> str:
         "disk": f"{_bytes(run['scratch_bytes'])} on the disk",
     }[run["residual_on"]]
     return f"in chunks of {run['chunk']:,} tokens; between layers they wait {where}"
+
+
+def _nuclei(summary: Summary) -> str:
+    if summary.nuclei is None:
+        return ""
+    return f"{summary.nuclei:,}, {summary.nuclei_per_mm2:,.0f} per mm²"
 
 
 def _problems(summary: Summary) -> str:

@@ -10,16 +10,15 @@ mixing     the residual stream, 8 D (n + chunk), if it is in memory; 12 D chunk 
            is mixed; 56 E `TILE` for what becomes of a tile of it on the CPU
 cross      for cross blocks, in place of the first two of mixing: 4 (2 D + 3 E) (n + chunk), if it
            is in memory; (12 E + 256) chunk; and `PER_PLACE` n for the order of the columns
-heads      features in half precision and those that are valid, 4 D n, for clusters
 on a GPU   the weights; a block of patches; the residual stream, if it is there; and for each token
            of a chunk 12 D (12 E + 256 for cross blocks) and 56 E
 =========  =========================================================================================
 
-of which reading, mixing and heads come one after the other. Images of few tokens are mixed in
-memory: a kill then costs no more than a minute. Others are mixed from the disk whatever the limit,
-so that a kill costs a chunk; the system's cache of the files is not the process's own memory. A GPU
-is quick enough to be killed: its tables wait on it while they fit, else in page-locked host memory
-while they fit there, else on the disk. PyTorch rounds page-locked memory up to a power of two.
+of which reading and mixing come one after the other. Images of few tokens are mixed in memory: a
+kill then costs seconds. Others are mixed from the disk whatever the limit, so that a kill costs a
+chunk of a layer; the system's cache of the files is not the process's own memory. A GPU is quick
+enough to be killed: its tables wait on it while they fit, else in page-locked host memory while
+they fit there, else on the disk. PyTorch rounds page-locked memory up to a power of two.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ FIXED = 384 * 2**20
 PER_TOKEN = 64
 PER_PLACE = 56
 """For cross blocks, while the order of the columns is sorted; 24 of them stay."""
-IN_MEMORY = 2**17
-"""So many rows at most are mixed in host memory."""
+IN_MEMORY = 8 * TILE
+"""So many rows at most are mixed in host memory on the CPU: what is lost in a kill is seconds."""
 FREE_SHARE = 0.6
 """Of the memory that is free: what a run takes without a limit, and the residual stream a GPU."""
 CHUNK = {"cpu": 8 * TILE, "cuda": 2**17}
@@ -224,7 +223,7 @@ def _costs(plan: Plan, taken: int, readers: int) -> Costs:
     row, inner = config.width * itemsize, config.inner * itemsize
     cross = config.block == "cross"
     working = 14 * inner
-    beside = max(_reading(plan, readers), _heads(plan))
+    beside = _reading(plan, readers)
     largest = max(len(block.cells) for block in plan.blocks)
     embedding = largest * (config.patch**2 * config.bands * itemsize + row)
     if plan.tile is not None:
@@ -256,12 +255,6 @@ def _reading(plan: Plan, readers: int) -> int:
         patches = len(block.cells) * setup.grid.patch**2 * 4 * setup.model.spec.architecture.bands
         most = max(most, level.height * level.width * stored + 4 * patches)
     return readers * most
-
-
-def _heads(plan: Plan) -> int:
-    """Estimate what heads take of features, half precision twice."""
-    wanted = "clusters" in plan.setup.heads
-    return 4 * plan.setup.model.encoder.config.width * len(plan.sequence) * wanted
 
 
 def _blocks_held(plan: Plan) -> int:

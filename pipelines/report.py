@@ -84,8 +84,18 @@ class Summary:
     """Seconds by stage; reading and decoding run beside the others."""
     peak_memory_bytes: int = 0
     """Largest resident memory of the process so far."""
+    peak_device_memory_bytes: int | None = None
+    """Most memory allocated at once on the GPU; None where there is none."""
     classes: dict[str, float] = field(default_factory=dict)
     """Share of the mapped area by class."""
+    nuclei: int | None = None
+    """How many were found; None where none were looked for."""
+    nuclei_per_mm2: float | None = None
+    """Of the foreground that could be read."""
+    geojson: str | None = None
+    """Outlines of the nuclei."""
+    table: str | None = None
+    """Centroids of the nuclei, as CSV."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON would hold them."""

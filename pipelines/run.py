@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from gigavim import __version__
 from gigavim.config import Resources, RunConfig
-from gigavim.errors import GigavimError
+from gigavim.errors import GigavimError, ModelError
 from gigavim.kernels.scan import scan_backend
+from gigavim.pipelines.dense import map_nuclei
 from gigavim.pipelines.encode import (
     ROWS_AT_ONCE,
     encode_blocks,
@@ -98,12 +99,15 @@ def run_image(
             maps = apply_heads(plan, store)
         with stages.measure("write"):
             write_maps(plan, store, maps)
-            pictures = write_pictures(plan, store_path, maps[0]) if maps else {}
+            found: dict[str, Any] = write_pictures(plan, store_path, maps[0]) if maps else {}
+        if "nuclei" in setup.heads:
+            with products_in(config.precision, device):
+                found |= map_nuclei(plan, store, store_path, resources.readers, stages, progress)
         summary = Summary(
             image=path,
             status="complete",
             store=str(store_path),
-            **pictures,
+            **found,
             model=setup.model.path.stem,
             mode=config.mode,
             spacing=setup.spacing,
@@ -116,6 +120,9 @@ def run_image(
             seconds=time.perf_counter() - started,
             stages=dict(stages.seconds),
             peak_memory_bytes=peak_memory(),
+            peak_device_memory_bytes=torch.cuda.max_memory_allocated(device)
+            if device.startswith("cuda")
+            else None,
             classes=maps[0].shares() if maps else {},
         )
         store.finish(
@@ -223,7 +230,7 @@ def _fill(
         encoder = plan.setup.model.encoder
         progress.start("mixing", rows_of(encoder, int(valid.sum())) * sweeps_of(encoder))
         with contextlib.ExitStack() as stack:
-            with stages.measure("encode"):
+            with stages.measure("encode"), _naming(plan.setup.source.path):
                 mixed = stack.enter_context(_mix(plan, store, valid, resources, memory, progress))
             with stages.measure("write"):
                 parts = features_in_order(plan, mixed, valid, ROWS_AT_ONCE)
@@ -245,6 +252,15 @@ def _fill(
         errors = [error for block in plan.blocks for error in store.read_block(block.number).errors]
         store.write_errors(errors, plan.setup.source.levels)
     return total
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Say at which image a model failed."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _mix(

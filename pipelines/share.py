@@ -219,8 +219,8 @@ def mix_shared(
     encoder, config = model.encoder, model.encoder.config
     if config.rope != "none":
         raise ModelError(
-            f"{model.path} has rotary positions, for whole tiles of its training size; "
-            "use --mode tiles, without workers"
+            f"{model.path} turns tokens by their position, which workers cannot do; "
+            "leave --workers and --scheduler out"
         )
     places = config.class_index(length)
     total = length + len(places)

@@ -28,7 +28,7 @@ from gigavim.cross import CrossBlock, Places
 from gigavim.encoder import DirectionState, VisionMamba
 from gigavim.errors import ModelError
 from gigavim.mixer import TILE
-from gigavim.streamed.mix import Mixed, _fill, _vector
+from gigavim.streamed.mix import Mixed, fill, vector_of
 from gigavim.streamed.scratch import Mark, Scratch
 
 INNER_TABLES = 3
@@ -78,7 +78,7 @@ def mix_cross(
     with torch.inference_mode():
         mark = None if inner.mark() is None else residual.mark()
         if mark is None:
-            _fill(encoder, tokens, length, residual, positioned=False)
+            fill(encoder, tokens, length, residual, positioned=False)
             mark = Mark()
             _commit(mark, inner, residual)
         chunks = -(-length // size)
@@ -101,7 +101,7 @@ def mix_cross(
                 mark = Mark(step + 1, DirectionState(h))
                 _commit(mark, inner, residual)
             on_chunk(stop - start)
-        return Mixed(_vector(encoder, residual, length), encoder, residual, length)
+        return Mixed(vector_of(encoder, residual, length), encoder, residual, length)
 
 
 @dataclass(frozen=True, eq=False)

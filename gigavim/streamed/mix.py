@@ -116,7 +116,7 @@ def mix(
         if mark is None:
             if config.rope != "none":
                 tokens = ((where, turn(part, where)) for where, part in tokens)
-            _fill(encoder, tokens, length, scratch, positioned=positioned)
+            fill(encoder, tokens, length, scratch, positioned=positioned)
             mark = Mark()
             scratch.commit(mark)
         chunks = -(-rows_of(encoder, length) // scratch.chunk)
@@ -139,7 +139,7 @@ def mix(
                 mark = Mark(step + 1, state)
                 scratch.commit(mark)
             on_chunk(stop - start)
-        return Mixed(_vector(encoder, scratch, length), encoder, scratch, length)
+        return Mixed(vector_of(encoder, scratch, length), encoder, scratch, length)
 
 
 def rows_of(encoder: VisionMamba, length: int) -> int:
@@ -155,7 +155,7 @@ def sweeps_of(encoder: VisionMamba) -> int:
     return config.depth * (1 if config.directions == "forward" else 2)
 
 
-def _fill(
+def fill(
     encoder: VisionMamba,
     tokens: Iterable[tuple[NDArray[np.integer], Tensor]],
     length: int,
@@ -257,7 +257,7 @@ def _finished(encoder: VisionMamba, scratch: Scratch, start: int, stop: int) -> 
         return rows
 
 
-def _vector(encoder: VisionMamba, scratch: Scratch, length: int) -> Tensor:
+def vector_of(encoder: VisionMamba, scratch: Scratch, length: int) -> Tensor:
     """Read the vector of the sequence out."""
     index = encoder.config.class_index(length)
     if index:
