@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gigavim.memory import keep_freed_memory
 from gigavim.pipelines.train.begin import first_spec
 from gigavim.pipelines.train.classification import classification_task, predict
-from gigavim.pipelines.train.commands import labelled
+from gigavim.pipelines.train.classifier import labelled
 from gigavim.pipelines.train.figures import figures_of
 from gigavim.pipelines.train.loop import fit
 from gigavim.pipelines.train.project import read_project
@@ -66,7 +66,7 @@ def main() -> None:
         "epochs": phase.epochs,
         "cpu_seconds_of_this_call": round(time.process_time() - start),
         "validation_accuracy": validation,
-        **figures.as_dict(classes),
+        **figures.as_dict(),
     }
     print(json.dumps(result))
 

@@ -35,6 +35,7 @@ class Figure:
 class Figures:
     """Of a classifier on held-out images."""
 
+    classes: tuple[str, ...]
     images: int
     groups: int
     by_name: dict[str, Figure]
@@ -42,12 +43,12 @@ class Figures:
     confusion: tuple[tuple[int, ...], ...]
     """Images by their class, a row each, and by what they were taken for."""
 
-    def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         return {
             "images": self.images,
             "groups": self.groups,
-            "classes": list(classes),
+            "classes": list(self.classes),
             "figures": {
                 name: {"value": each.value, "low": each.low, "high": each.high}
                 for name, each in self.by_name.items()
@@ -88,7 +89,9 @@ def figures_of(
         name: Figure(value, *_percentiles(np.array(drawn[name]))) for name, value in found.items()
     }
     confusion = multiclass_confusion_matrix(probs, labels, len(classes)).tolist()
-    return Figures(len(labels), len(members), by_name, tuple(tuple(row) for row in confusion))
+    return Figures(
+        tuple(classes), len(labels), len(members), by_name, tuple(tuple(row) for row in confusion)
+    )
 
 
 def _figures(probs: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
