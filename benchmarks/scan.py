@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from gigavim.bench.scan import vim_like
 from gigavim.kernels import scan_backend, selective_scan
 
 try:
@@ -77,21 +78,6 @@ def main() -> None:
                 else:
                     result["peak_mib"] = round(memory[scan] / 2**20, 1)
                 print(json.dumps(result), flush=True)
-
-
-def vim_like(tokens: int, channels: int, states: int) -> Inputs:
-    torch.manual_seed(0)
-    step = torch.empty(channels).uniform_(-7, -2.25)  # softplus of it: 0.001 to 0.1
-    return {
-        "u": torch.randn(1, tokens, channels),
-        "dt": torch.randn(1, tokens, channels) * 0.5,
-        "A": -torch.arange(1.0, states + 1).repeat(channels, 1),
-        "B": torch.randn(1, tokens, states),
-        "C": torch.randn(1, tokens, states),
-        "D": torch.ones(channels),
-        "z": torch.randn(1, tokens, channels),
-        "dt_bias": step,
-    }
 
 
 def scan_with(name: str, inputs: Inputs) -> Tensor:

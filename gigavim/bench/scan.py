@@ -44,7 +44,7 @@ def bench_scan(
     row
         ``times_torch`` is the speed relative to the plain PyTorch scan in the same rounds.
     """
-    inputs = _vim_like(tokens, channels, states)
+    inputs = vim_like(tokens, channels, states)
     names = ["reference", "torch"]
     if scan_backend("cpu", torch.float32).name == "c":
         names.append("c")
@@ -65,7 +65,8 @@ def bench_scan(
                 }
 
 
-def _vim_like(tokens: int, channels: int, states: int) -> dict[str, Any]:
+def vim_like(tokens: int, channels: int, states: int) -> dict[str, Any]:
+    """Return the inputs of one direction of one layer, its step sizes from 0.001 to 0.1."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
