@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gigavim.geometry import Block, Grid
+from gigavim.geometry import Block, Grid, Window
 from gigavim.sources import Plane, ReadError
 
 LEVEL_SIDE = 4096
@@ -102,6 +102,23 @@ class PatchReader:
             pixels.read_s,
             seconds - pixels.read_s,
         )
+
+    def pixels(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read a window of target pixels that is not cut in patches.
+
+        Returns
+        -------
+        pixels
+            Normalised, 0 where a pixel is not valid; shape (height, width, band).
+        valid
+            Shape (height, width).
+        """
+        read = self.plane.read(window)
+        mean, std = (np.asarray(per_band, np.float32) for per_band in (self.mean, self.std))
+        normalised = np.zeros((*read.valid.shape, self.bands), np.float32)
+        normalised[..., list(self.slots)] = (read.values * np.float32(self.scale) - mean) / std
+        normalised *= read.valid[..., None]
+        return normalised, read.valid
 
 
 def block_side(plane: Plane, grid: Grid, multiple: int = 1) -> int:

@@ -30,7 +30,7 @@ from gigavim.sources.plane import no_spacing
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("features", "classify", "clusters")
+HEADS = ("features", "classify", "clusters", "nuclei")
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,22 @@ def _check_order(config: RunConfig, model: Model) -> None:
 
 
 def _heads(config: RunConfig, model: Model) -> tuple[str, ...]:
-    heads = config.heads or (("classify",) if model.spec.classes else ("clusters",))
+    heads = config.heads or (_natural_head(model),)
     for head in heads:
         if head not in HEADS:
             raise ModelError(f"there is no head {head!r}; there are {', '.join(HEADS)}")
     if "classify" in heads and not model.spec.architecture.classes:
         raise ModelError(f"{model.path} has no classes; use --head clusters or features")
+    if "nuclei" in heads and (model.decoder is None or model.spec.nuclei is None):
+        raise ModelError(f"{model.path} was not trained to find nuclei; use --model nuclei")
     return heads
+
+
+def _natural_head(model: Model) -> str:
+    """Return what a model was trained for."""
+    if model.spec.nuclei is not None:
+        return "nuclei"
+    return "clusters" if model.spec.classes is None else "classify"
 
 
 def _spacing(source: Source, own: Spacing, model: Model, config: RunConfig) -> float | None:

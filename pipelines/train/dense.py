@@ -19,6 +19,7 @@ from gigavim.errors import GigavimError
 from gigavim.nuclei import OUTPUTS, NucleiConfig, depth_of
 from gigavim.pipelines.train.augment import Augmentation, restained, turned, zoomed
 from gigavim.pipelines.train.batches import Batch
+from gigavim.pipelines.train.dense_augment import counterstained
 from gigavim.pipelines.train.dense_metrics import nuclei_metrics
 from gigavim.pipelines.train.loop import Task
 from gigavim.pipelines.train.project import Phase
@@ -40,6 +41,14 @@ class LabelledNuclei:
     """Shape (n, h, w, 3)."""
     labels: NDArray[np.int32]
     """0 outside nuclei, else the number of the nucleus, shape (n, h, w)."""
+    domains: tuple[str, ...]
+    """How each was stained and taken."""
+
+    def chances(self) -> NDArray[np.float64]:
+        """Return how often each is drawn: a domain by the square root of its size."""
+        sizes = np.array([self.domains.count(domain) for domain in self.domains])
+        weights = sizes**-0.5
+        return np.asarray(weights / weights.sum())
 
     def targets(self) -> Tensor:
         """Return nucleus, depth and label of every pixel, shape (n, 3, h, w)."""
@@ -49,7 +58,7 @@ class LabelledNuclei:
 
 
 def read_nuclei(folder: Path) -> dict[str, LabelledNuclei]:
-    """Read ``images/ID.png``, ``labels/ID.png`` and ``index.csv`` with ``id`` and ``split``.
+    """Read ``images/ID.png``, ``labels/ID.png`` and ``index.csv``: ``id``, ``split``, ``domain``.
 
     Returns
     -------
@@ -79,7 +88,10 @@ def read_nuclei(folder: Path) -> dict[str, LabelledNuclei]:
                         f"{folder}: {name} is {image.shape[:2]}, its labels {label.shape}, and the "
                         f"first image {pixels[0].shape[:2]}; they must be of one size"
                     )
-            sets[split] = LabelledNuclei(names, np.stack(pixels), np.stack(labels).astype(np.int32))
+            domains = tuple(row.get("domain", "") for row in rows if row["split"] == split)
+            sets[split] = LabelledNuclei(
+                names, np.stack(pixels), np.stack(labels).astype(np.int32), domains
+            )
     except (OSError, KeyError) as error:
         raise GigavimError(
             f"{folder} is no set of nuclei ({error}); see docs/training.md for its layout"
@@ -109,7 +121,7 @@ class DenseModel(nn.Module):
 
 
 class CropBatches:
-    """Crops in a new order each epoch, changed at random, at times joined to wide images.
+    """Crops drawn anew each epoch, changed at random, at times joined to wide images.
 
     Every batch follows from the seed and its place in the run, as those of `TrainingBatches`.
     """
@@ -126,6 +138,7 @@ class CropBatches:
     ) -> None:
         self.images = torch.from_numpy(data.pixels).permute(0, 3, 1, 2)
         self.targets = data.targets()[:, :2]
+        self.chances = data.chances()
         self.normalised, self.augmentation = normalised, augmentation
         self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks
         self.epoch = self.number = 0
@@ -137,7 +150,8 @@ class CropBatches:
     def __iter__(self) -> Iterator[Batch]:
         if self.number == len(self):
             self.epoch, self.number = self.epoch + 1, 0
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.images))
+        count = len(self.images)
+        order = np.random.default_rng([self.seed, self.epoch]).choice(count, count, p=self.chances)
         for number in range(self.number, len(self)):
             self.number = number + 1
             rows = order[number * self.batch : (number + 1) * self.batch][self.rank :: self.ranks]
@@ -154,7 +168,8 @@ class CropBatches:
             crops.append(torch.cat([self.images[cut] / 255, self.targets[cut]]))
         # Images and targets are turned and resized as one.
         both = zoomed(turned(torch.stack(crops), generator), self.augmentation.zoom, generator)
-        images = restained(both[:, :3].clamp(0, 1), self.augmentation.stain, generator)
+        images = counterstained(both[:, :3].clamp(0, 1), both[:, 3].clamp(0, 1), generator)
+        images = restained(images, self.augmentation.stain, generator)
         wide = 2 ** int(random.integers(1, 4)) if random.random() < MOSAIC else 1
         joined = _joined(torch.cat([self.normalised(images), both[:, 3:].clamp(0, 1)], 1), wide)
         return joined[:, :3], joined[:, 3:]
