@@ -190,7 +190,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / DONE
     if not done.exists():
-        training = Training(model, task, phase)
+        training = Training(model.train(), task, phase)
         score = _run(
             training, folder, device, precision, tensorboard=tensorboard, progress=progress
         )
@@ -252,11 +252,13 @@ def _quiet() -> Iterator[None]:
     level = log.level
     log.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # The same folder is meant, and batches need no worker processes.
+        # It is meant to; and Lightning uses what PyTorch 2.13 would rather be asked otherwise.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
-        yield
-    log.setLevel(level)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _tensorboard(folder: Path) -> Any:
