@@ -260,9 +260,9 @@ def _create(
 ) -> zarr.Array[Any]:
     """Create one array, of few files."""
     *lead, rows, columns = shape
-    chunk = [max(1, min(size, _CHUNK)) for size in (rows, columns)]
+    chunk = [max(1, min(size, shard, _CHUNK)) for size in (rows, columns)]
     shards = [
-        side * min(-(-size // side), shard // _CHUNK)
+        side * min(-(-size // side), shard // side)
         for side, size in zip(chunk, (rows, columns), strict=True)
     ]
     ones = [1] * len(lead)

@@ -38,6 +38,8 @@ NUCLEI = "nuclei"
 CLASS, COLOUR = "nucleus", (213, 94, 0)
 MARGIN = 64
 """Pixels around a window in which its nuclei are seen whole: 32 µm."""
+DECODED = 48
+"""Patches to a side that are decoded at once."""
 
 
 def map_nuclei(
@@ -223,10 +225,10 @@ class NucleiPass:
         """Decode a window, find its nuclei, and write both."""
         window, patch = read.window, self.plan.setup.grid.patch
         known, features = self._features(window.seen, valid)
+        nucleus, depth = self._decode(read.pixels, features)
         rim = self._halo * patch
-        inner = np.s_[..., rim:-rim, rim:-rim] if rim else np.s_[...]
-        nucleus, depth = self._decode(read.pixels, features)[inner]
-        there = (known.repeat(patch, 0).repeat(patch, 1) & read.valid)[inner]
+        there = known.repeat(patch, 0).repeat(patch, 1) & read.valid
+        there = there[rim:-rim, rim:-rim]
         nucleus[~there] = 0.0
         config = self.plan.setup.model.spec.nuclei
         assert config is not None  # the plan has seen to it
@@ -265,15 +267,29 @@ class NucleiPass:
     def _decode(
         self, pixels: NDArray[np.float32], features: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return probability and depth, shape (2, height, width)."""
+        """Return probability and depth of all but the halo, shape (2, height, width).
+
+        What the decoder makes of a part fits the cache, or nearly.
+        """
         decoder = self.plan.setup.model.decoder
         assert decoder is not None  # the plan has seen to it
         device = next(decoder.parameters()).device
-        inputs = (
-            torch.from_numpy(values).to(device).permute(2, 0, 1)[None]
-            for values in (pixels, features)
-        )
-        probs: NDArray[np.float32] = decoder(*inputs)[0].float().sigmoid().cpu().numpy()
+        patch, halo = decoder.patch, decoder.halo
+        rim = halo * patch
+        rows, columns = (side - 2 * halo for side in features.shape[:2])
+        probs = np.empty((2, rows * patch, columns * patch), np.float32)
+        for row in range(0, rows, DECODED):
+            for column in range(0, columns, DECODED):
+                seen = np.s_[row : row + DECODED + 2 * halo, column : column + DECODED + 2 * halo]
+                under = tuple(slice(part.start * patch, part.stop * patch) for part in seen)
+                inputs = (
+                    torch.from_numpy(values).to(device).permute(2, 0, 1)[None]
+                    for values in (pixels[under], features[seen])
+                )
+                logits = decoder(*inputs)[0, :, rim:-rim, rim:-rim].float()
+                y, x = row * patch, column * patch
+                there = np.s_[:, y : y + logits.shape[1], x : x + logits.shape[2]]
+                probs[there] = logits.sigmoid().cpu().numpy()
         return probs
 
     def _ends(self) -> Iterator[NDArray[np.int64]]:
