@@ -7,6 +7,7 @@ A block passes over its sequence twice, forward in reading order, then backward.
 tokens at a time, so that on the CPU what becomes of a tile from projection to convolution and scan
 stays in the cache, and the next tile, and the next block, find the same memory free again. What is
 projected is kept for the way back, as far as it may be held at once; the rest is projected again.
+On a GPU, without gradients, `gigavim.kernels.block` computes the same in fewer passes over memory.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from gigavim.architecture import VisionMambaConfig
-from gigavim.kernels import causal_conv, selective_scan
+from gigavim.kernels import causal_conv, scan_backend, scan_summary, selective_scan
+from gigavim.kernels.block import BlockWeights, DirectionWeights, fused_block, fused_step
 
 __all__ = ["Block", "DirectionState", "Mixer", "norm_of"]
 
+NORM_EPS = 1e-5
+"""Added to the mean square, or variance, that a norm divides by."""
 TILE = 2048
 """Tokens that a CPU takes at once: few enough for its cache, enough to call PyTorch rarely."""
 
@@ -112,17 +116,36 @@ class Mixer(nn.Module):
         self, xz: Tensor, direction: Direction, state: DirectionState
     ) -> tuple[Tensor, DirectionState]:
         """Convolve, scan and gate what `in_proj` made, in one direction, shape (b, l, E)."""
-        x, z = xz.chunk(2, -1)  # (b, l, E) each
-        conv, x_proj, dt_proj, A, D, reverse, conv_reverse = direction
-        u, halo = causal_conv(
-            x, conv.weight[:, 0], _present(conv.bias), halo=state.halo, reverse=conv_reverse
-        )
-        dt, B, C = x_proj(u).split(self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
-        dt = nn.functional.linear(dt, dt_proj.weight)  # the scan adds the bias, in float32
+        z = xz.chunk(2, -1)[1]
+        u, dt, B, C, halo = self._steps(xz, direction, state.halo)
         y, h = selective_scan(
-            u, dt, A, B, C, D, z, dt_proj.bias, dt_softplus=True, h=state.h, reverse=reverse
-        )
+            u, dt, direction.A, B, C, direction.D, z, direction.dt_proj.bias,
+            dt_softplus=True, h=state.h, reverse=direction.reverse,
+        )  # fmt: skip
         return y, DirectionState(h, halo)
+
+    def summary(
+        self, xz: Tensor, direction: Direction, halo: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `scan` makes of any state, as `gigavim.kernels.scan_summary` says it."""
+        u, dt, B, _, _ = self._steps(xz, direction, halo)
+        return scan_summary(
+            dt, direction.A, B, u, direction.dt_proj.bias,
+            dt_softplus=True, reverse=direction.reverse,
+        )  # fmt: skip
+
+    def _steps(
+        self, xz: Tensor, direction: Direction, halo: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return what is scanned, u, dt, B and C, and the next halo."""
+        x = xz.chunk(2, -1)[0]  # (b, l, E)
+        conv = direction.conv
+        u, halo = causal_conv(
+            x, conv.weight[:, 0], _present(conv.bias), halo=halo, reverse=direction.conv_reverse
+        )
+        dt, B, C = direction.x_proj(u).split(self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
+        # The scan adds the bias, in float32.
+        return u, nn.functional.linear(dt, direction.dt_proj.weight), B, C, halo
 
     def project(self, y: Tensor) -> Tensor:
         """Return what both directions, or the share of one, add to the tokens, (b, l, D)."""
@@ -146,6 +169,8 @@ class Block(nn.Module):
         """
         if chunk is not None and chunk < 1:
             raise ValueError(f"a chunk is at least one token, not {chunk}")
+        if _is_fused(residual):
+            return fused_block(residual, self.weights(), chunk=chunk)
         mixer, (batch, length) = self.mixer, residual.shape[:2]
         chunk = length if chunk is None else min(chunk, length)
         size = max(1, chunk)
@@ -200,14 +225,53 @@ class Block(nn.Module):
         state
             For the next chunk.
         """
+        if _is_fused(residual):
+            added, *after = fused_step(residual, self.weights(), *state, reverse=reverse)
+            return added, DirectionState(*after)
         xz = self.mixer.in_proj(self.norm(residual))
         y, state = self.mixer.scan(xz, self.mixer.direction(reverse=reverse), state)
         return self.mixer.project(y), state
 
+    def weights(self) -> BlockWeights:
+        """Return what a kernel of the whole block takes, as `products_in` has its products."""
+        mixer, norm = self.mixer, self.norm
+        directions = (False,) if mixer.directions == "forward" else (False, True)
+        weights = BlockWeights(
+            norm_weight=norm.weight,
+            norm_bias=getattr(norm, "bias", None),
+            eps=NORM_EPS,
+            in_proj=mixer.in_proj.weight,
+            directions=tuple(
+                _weights_of(mixer.direction(reverse=reverse)) for reverse in directions
+            ),
+            out_proj=mixer.out_proj.weight,
+            scale=mixer.scale,
+            gamma=getattr(mixer, "gamma", None),
+        )
+        kind = weights.in_proj.device.type
+        if not torch.is_autocast_enabled(kind):
+            return weights
+        return weights.in_products(torch.get_autocast_dtype(kind))
 
-def norm_of(config: VisionMambaConfig) -> nn.Module:
+
+def norm_of(config: VisionMambaConfig) -> nn.RMSNorm | nn.LayerNorm:
     """Return a new norm over the numbers of a token."""
-    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=1e-5)
+    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=NORM_EPS)
+
+
+def _is_fused(residual: Tensor) -> bool:
+    """Return whether kernels of the whole block run here."""
+    if not residual.is_cuda or torch.is_grad_enabled():
+        return False
+    return scan_backend(residual.device, residual.dtype).name == "triton"
+
+
+def _weights_of(direction: Direction) -> DirectionWeights:
+    conv, x_proj, dt_proj, A, D, reverse, conv_reverse = direction
+    return DirectionWeights(
+        conv.weight[:, 0], _present(conv.bias), x_proj.weight, dt_proj.weight, dt_proj.bias,
+        A, D, reverse, conv_reverse,
+    )  # fmt: skip
 
 
 def _present(bias: Tensor | None) -> Tensor:

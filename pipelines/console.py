@@ -89,8 +89,9 @@ def print_summary(summary: Summary) -> None:
             "nuclei": _nuclei(summary),
             "time": ", ".join(f"{stage} {_seconds(s)}" for stage, s in summary.stages.items()),
             "memory": f"peak {_bytes(summary.peak_memory_bytes)}",
-            "on the GPU": summary.peak_device_memory_bytes
-            and f"peak {_bytes(summary.peak_device_memory_bytes)}",
+            "on the GPU": f"peak {_bytes(summary.peak_device_memory_bytes)}"
+            if summary.peak_device_memory_bytes is not None
+            else None,
             "store": summary.store,
             "picture": summary.overlay,
             "map": summary.geotiff,

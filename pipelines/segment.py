@@ -25,8 +25,7 @@ from gigavim import __version__
 from gigavim.checkpoint import load_model
 from gigavim.encoder import Block, DirectionState, VisionMamba
 from gigavim.errors import GigavimError, ModelError, StoreError
-from gigavim.kernels import causal_conv
-from gigavim.kernels.scan import combine, scan_summary
+from gigavim.kernels.scan import combine
 from gigavim.mixer import TILE, Direction
 from gigavim.store.disk import writing
 
@@ -277,7 +276,8 @@ class _Layer:
             projected = self._project(tile)
             for reverse in directions:
                 direction = self.mixer.direction(reverse=reverse)
-                here, total = self._summary(projected, direction), totals[reverse]
+                halo = projected.after if direction.conv_reverse else projected.before
+                here, total = self.mixer.summary(projected.xz, direction, halo), totals[reverse]
                 pair = (here, total) if reverse else (total, here)
                 totals[reverse] = combine(*pair, direction.A)
                 self._check(totals[reverse][1], tile)
@@ -286,18 +286,6 @@ class _Layer:
         for reverse, (s, h_local) in totals.items():
             found[reverse] = Summary(_numpy(s[0]), _numpy(h_local[0]))
         return found, kept
-
-    def _summary(self, projected: Projected, direction: Direction) -> tuple[Tensor, Tensor]:
-        conv, x_proj, dt_proj, A = direction[:4]
-        assert conv.bias is not None  # PyTorch types it as optional
-        x = projected.xz.chunk(2, -1)[0]
-        halo = projected.after if direction.conv_reverse else projected.before
-        u, _ = causal_conv(
-            x, conv.weight[:, 0], conv.bias, halo=halo, reverse=direction.conv_reverse
-        )
-        dt, B, _ = x_proj(u).split(self.mixer.split, -1)
-        dt = nn.functional.linear(dt, dt_proj.weight)
-        return scan_summary(dt, A, B, u, dt_proj.bias, dt_softplus=True, reverse=direction.reverse)
 
     def _project(self, tile: slice) -> Projected:
         """Project a tile together with the tokens beside it, wherever those are."""

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from gigavim.architecture import VisionMambaConfig
 from gigavim.kernels.block import (
-    BlockWeights,
-    DirectionWeights,
     fused_block,
     fused_step,
     operators,
@@ -264,29 +262,6 @@ def test_the_operators_are_what_compilers_are_told(generator: torch.Generator) -
         torch.library.opcheck(getattr(torch.ops.gigavim, name).default, (), x)
 
 
-def weights_of(block: Block) -> BlockWeights:
-    mixer = block.mixer
-    directions = []
-    for reverse in [False, True][: 1 if mixer.directions == "forward" else 2]:
-        conv, x_proj, dt_proj, *rest = mixer.direction(reverse=reverse)
-        assert conv.bias is not None
-        directions.append(
-            DirectionWeights(
-                conv.weight[:, 0], conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, *rest
-            )
-        )
-    return BlockWeights(
-        norm_weight=block.norm.weight,
-        norm_bias=getattr(block.norm, "bias", None),
-        eps=block.norm.eps,
-        in_proj=mixer.in_proj.weight,
-        directions=tuple(directions),
-        out_proj=mixer.out_proj.weight,
-        scale=mixer.scale,
-        gamma=getattr(mixer, "gamma", None),
-    )
-
-
 KINDS: list[dict[str, Any]] = [
     {},
     {"directions": "v1", "norm": "layer"},
@@ -302,7 +277,7 @@ def test_a_whole_block_is_that_of_the_mixer(
 ) -> None:
     torch.manual_seed(0)
     block = Block(VisionMambaConfig(width=WIDTH, state=STATES, **kind)).double()
-    weights, residual = weights_of(block), random(generator, 2, 19, WIDTH)
+    weights, residual = block.weights(), random(generator, 2, 19, WIDTH)
     added = block(residual)
     assert error(fused_block(residual, weights), added) < 1e-13
     assert error(fused_block(residual, weights, chunk=8), added) < 1e-13
@@ -320,7 +295,7 @@ def test_steps_carry_what_those_of_the_mixer_carry(
 ) -> None:
     torch.manual_seed(0)
     block = Block(VisionMambaConfig(width=WIDTH, state=STATES, **kind)).double()
-    weights, residual = weights_of(block), random(generator, 1, 9, WIDTH)
+    weights, residual = block.weights(), random(generator, 1, 9, WIDTH)
     for reverse in [False, True][: len(weights.directions)]:
         state = DirectionState()
         h = halo = None
@@ -340,9 +315,8 @@ def test_a_block_in_bfloat16_is_as_exact_as_that_of_the_mixer(generator: torch.G
     torch.manual_seed(0)
     block = Block(VisionMambaConfig(width=WIDTH, state=STATES))
     residual = random(generator, 1, 21, WIDTH).float()
-    weights = weights_of(block).in_products(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        by_mixer = block(residual)
+        weights, by_mixer = block.weights(), block(residual)
     expected = block.double()(residual.double())
     # The interpreter does not round to bfloat16, but cuts off.
     assert error(fused_block(residual, weights), expected) < 4 * error(by_mixer, expected)
