@@ -299,7 +299,7 @@ def test_rotary_positions_are_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     spec = ModelSpec(config, mean=(0.5,) * 3, std=(0.5,) * 3, tile=32)
     model = Model(VisionMamba(config), spec, tmp_path / "rope.safetensors", "")
-    with pytest.raises(ModelError, match=r"rope\.safetensors has rotary positions"):
+    with pytest.raises(ModelError, match=r"rope\.safetensors turns tokens by their position"):
         shared(Here(2), model, tokens_of(model, 9), tmp_path)
 
 
