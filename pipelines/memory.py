@@ -10,11 +10,12 @@ mixing     the residual stream, 8 D (n + chunk), if it is in memory; 12 D chunk 
            is mixed; 56 E `TILE` for what becomes of a tile of it on the CPU
 cross      for cross blocks, in place of the first two of mixing: 4 (2 D + 3 E) (n + chunk), if it
            is in memory; (12 E + 256) chunk; and `PER_PLACE` n for the order of the columns
+nuclei     where they are looked for, `NUCLEI` for a window of them
 on a GPU   the weights; a block of patches; the residual stream, if it is there; and for each token
            of a chunk 12 D (12 E + 256 for cross blocks) and 56 E
 =========  =========================================================================================
 
-of which reading and mixing come one after the other. Images of few tokens are mixed in memory: a
+of which reading, mixing and nuclei come one after the other. Images of few tokens are mixed in memory: a
 kill then costs seconds. Others are mixed from the disk whatever the limit, so that a kill costs a
 chunk of a layer; the system's cache of the files is not the process's own memory. A GPU is quick
 enough to be killed: its tables wait on it while they fit, else in page-locked host memory while
@@ -38,6 +39,8 @@ from gigavim.streamed import INNER_TABLES, Place, rows_like, rows_of
 
 FIXED = 384 * 2**20
 """Zarr, Dask, scikit-learn, the sample that clusters are fitted to, pictures."""
+NUCLEI = 512 * 2**20
+"""Pixels that are read ahead, what the decoder makes of a part, the maps and their watershed."""
 PER_TOKEN = 64
 PER_PLACE = 56
 """For cross blocks, while the order of the columns is sorted; 24 of them stay."""
@@ -223,7 +226,7 @@ def _costs(plan: Plan, taken: int, readers: int) -> Costs:
     row, inner = config.width * itemsize, config.inner * itemsize
     cross = config.block == "cross"
     working = 14 * inner
-    beside = _reading(plan, readers)
+    beside = max(_reading(plan, readers), NUCLEI * ("nuclei" in plan.setup.heads))
     largest = max(len(block.cells) for block in plan.blocks)
     embedding = largest * (config.patch**2 * config.bands * itemsize + row)
     if plan.tile is not None:
