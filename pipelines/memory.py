@@ -15,11 +15,11 @@ on a GPU   the weights; a block of patches; the residual stream, if it is there;
            of a chunk 12 D (12 E + 256 for cross blocks) and 56 E
 =========  =========================================================================================
 
-of which reading, mixing and nuclei come one after the other. Images of few tokens are mixed in memory: a
-kill then costs seconds. Others are mixed from the disk whatever the limit, so that a kill costs a
-chunk of a layer; the system's cache of the files is not the process's own memory. A GPU is quick
-enough to be killed: its tables wait on it while they fit, else in page-locked host memory while
-they fit there, else on the disk. PyTorch rounds page-locked memory up to a power of two.
+of which reading, mixing and nuclei come one after the other. Images of few tokens are mixed in
+memory: a kill then costs seconds. Others are mixed from the disk whatever the limit, so that a kill
+costs a chunk of a layer; the system's cache of the files is not the process's own memory. A GPU is
+quick enough to be killed: its tables wait on it while they fit, else in page-locked host memory
+while they fit there, else on the disk. PyTorch rounds page-locked memory up to a power of two.
 """
 
 from __future__ import annotations
