@@ -70,6 +70,8 @@ class ModelSpec:
     """What maps every pixel; None where the model does not."""
     nuclei: NucleiConfig | None = None
     """How nuclei are found in what the decoder makes; None where it maps something else."""
+    stain: tuple[tuple[float, float], ...] = ()
+    """Per band, between what its share in the stain lay in training (`stain_shares`); or empty."""
     training_data: str = ""
     licence: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -119,6 +121,7 @@ class ModelSpec:
         if values.get("decoder"):
             decoder = {name: tuple(value) for name, value in values["decoder"].items()}
             values["decoder"] = DecoderConfig(**decoder)
+        values["stain"] = tuple((low, high) for low, high in values.get("stain", ()))
         if values.get("nuclei"):
             values["nuclei"] = NucleiConfig(**values["nuclei"])
         return cls(**values)

@@ -27,6 +27,7 @@ from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source
 from gigavim.sources.bands import select_bands
 from gigavim.sources.plane import no_spacing
+from gigavim.stain import stain_shares
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def make_plan(setup: Setup) -> Plan:
             "--mask FILE says where to look"
         )
     spec = setup.model.spec
+    _warn_of_stain(setup)
     tile = None
     blocks = tuple(foreground_blocks(grid, found, block_side(plane, grid)))
     if config.mode == "tiles":
@@ -224,6 +226,23 @@ def _spacing(source: Source, own: Spacing, model: Model, config: RunConfig) -> f
             source.path, trained, own.unit, config.spacing,
         )  # fmt: skip
     return config.spacing
+
+
+def _warn_of_stain(setup: Setup) -> None:
+    """Say so where an image is stained as none that the model was trained on."""
+    spec, source = setup.model.spec, setup.source
+    if not spec.stain:
+        return
+    pixels, _, _ = thumbnail(source, 1024)
+    values = pixels.values[data_of(pixels)].astype(np.float64) * spec.scale
+    for slot, share in zip(setup.slots, stain_shares(values), strict=True):
+        low, high = spec.stain[slot]
+        if not low <= share <= high:
+            logger.warning(
+                "%s: %s has %.0f %% of the stain, and %.0f to %.0f %% in what the model was "
+                "trained on; what it finds may mean less",
+                source.path, spec.bands[slot], 100 * share, 100 * low, 100 * high,
+            )  # fmt: skip
 
 
 def _normalisation(setup: Setup) -> tuple[tuple[float, ...], tuple[float, ...]]:
