@@ -37,7 +37,7 @@ def aggregated_jaccard(truth: Labels, found: Labels) -> float:
     1 where there is nothing to find, and nothing is.
 
     >>> aggregated_jaccard(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]]))
-    0.3333333333333333
+    0.5
     """
     true, found_ = (np.unique(labels, return_inverse=True)[1] for labels in (truth, found))
     # Numbered from 1; 0 is outside, whether an image has any outside or not.
