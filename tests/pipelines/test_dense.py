@@ -207,3 +207,22 @@ def test_a_model_without_decoder_finds_no_nuclei(slide: Path, tmp_path: Path) ->
     plain = write_model(tmp_path / "plain.safetensors", patch=8, spacing=0.5)
     with pytest.raises(ModelError, match="not trained to find nuclei"):
         run(slide, plain, tmp_path / "out.gigavim.zarr", heads=("nuclei",))
+
+
+def test_a_stain_that_the_model_does_not_know_warns(
+    slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_model(model)
+
+    def with_stain(name: str, *shares: tuple[float, float]) -> Path:
+        spec = dataclasses.replace(loaded.spec, stain=shares)
+        save_model(tmp_path / name, loaded.encoder, spec, decoder=loaded.decoder)
+        return tmp_path / name
+
+    known = with_stain("known.safetensors", (0, 1), (0.4, 0.7), (0, 1))
+    run(slide, known, tmp_path / "known.gigavim.zarr")
+    assert "of the stain" not in caplog.text
+    unknown = with_stain("unknown.safetensors", (0, 1), (0, 1), (0.45, 1))
+    run(slide, unknown, tmp_path / "unknown.gigavim.zarr")
+    assert "blue has" in caplog.text
+    assert caplog.text.count("of the stain") == 1
