@@ -93,7 +93,10 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the pixels of windows; a task on Dask."""
+    """Reads the pixels of windows; a task on Dask.
+
+    What cannot be read was found and recorded when the patches were.
+    """
 
     reader: PatchReader
 
@@ -118,16 +121,7 @@ class NucleiPass:
         foreground = sequence.scatter(np.ones(len(sequence), np.bool_), False)
         side, rim = SIDE // grid.patch, self._halo + self._margin
         return tuple(
-            MapWindow(
-                number,
-                block,
-                Block(
-                    block.row - rim,
-                    block.column - rim,
-                    block.rows + 2 * rim,
-                    block.columns + 2 * rim,
-                ),
-            )
+            MapWindow(number, block, _grown(block, rim))
             for number, block in enumerate(grid.blocks(side, side))
             if foreground[block.slices].any()
         )
@@ -330,3 +324,8 @@ class NucleiPass:
     def _margin(self) -> int:
         """Patches that a nucleus of a window may reach beyond it."""
         return math.ceil(MARGIN / self.plan.setup.grid.patch)
+
+
+def _grown(block: Block, by: int) -> Block:
+    """Return a block with so many patches more on each side."""
+    return Block(block.row - by, block.column - by, block.rows + 2 * by, block.columns + 2 * by)
