@@ -1,7 +1,7 @@
 """Nuclei: a U-Net of like size on the same data; and one sequence against tiles.
 
-    python benchmarks/nuclei.py unet DATA FOLDER           trains it, or goes on; measures it
-    python benchmarks/nuclei.py modes DATA MODEL FOLDER    a mosaic of test images in both modes
+    python benchmarks/nuclei.py unet DATA FOLDER                  trains it or goes on, measures
+    python benchmarks/nuclei.py modes DATA MODEL FOLDER val|test    a mosaic, in both modes
 
 Prints one JSON line a result.
 """
@@ -86,10 +86,10 @@ def unet(data: Path, folder: Path) -> None:
     show(model="unet", parameters=parameters, config=dataclasses.asdict(config), figures=figures)
 
 
-def modes(data: Path, model: Path, folder: Path) -> None:
-    """Compare whole images and tiles on one image whose parts are the test images."""
+def modes(data: Path, model: Path, folder: Path, split: Path) -> None:
+    """Compare whole images and tiles on one image whose parts are the images of a split."""
     folder.mkdir(parents=True, exist_ok=True)
-    test = read_nuclei(data)["test"]
+    test = read_nuclei(data)[str(split)]
     image, places = mosaic(test)
     path = folder / "mosaic.tif"
     tifffile.imwrite(path, image, photometric="rgb", tile=(256, 256), compression="deflate")
@@ -113,7 +113,7 @@ def modes(data: Path, model: Path, folder: Path) -> None:
             )
             for name, score in scores.items()
         }
-        show(mode=mode, nuclei=summary.nuclei, figures=figures)
+        show(mode=mode, split=str(split), nuclei=summary.nuclei, figures=figures)
 
 
 def mosaic(test: LabelledNuclei) -> tuple[NDArray[np.uint8], list[tuple[slice, slice]]]:
