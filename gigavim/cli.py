@@ -91,7 +91,9 @@ Bands = Annotated[
 ModeOption = Annotated[
     Mode, typer.Option(help="The image as one sequence, or each tile as one of its own.")
 ]
-OrderOption = Annotated[Order, typer.Option(help="The order of the patches in the sequence.")]
+OrderOption = Annotated[
+    Order | None, typer.Option(help="The order of the patches in the sequence, raster by default.")
+]
 Mask = Annotated[
     str | None, typer.Option(help="What to read: GeoJSON polygons, or a PNG or TIFF mask.")
 ]
@@ -140,7 +142,7 @@ def run(
     source_spacing: SourceSpacing = None,
     bands: Bands = None,
     mode: ModeOption = Mode.whole,
-    order: OrderOption = Order.raster,  # type: ignore[attr-defined]
+    order: OrderOption = None,
     head: Heads = None,
     clusters: Annotated[int, typer.Option(min=1, max=255, help="Clusters of the map.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
@@ -179,7 +181,7 @@ def run(
         spacing=spacing,
         source_spacing=_square(source_spacing),
         bands=_listed(bands),
-        order=order.value,  # type: ignore[arg-type]
+        order=None if order is None else order.value,  # type: ignore[arg-type]
         heads=tuple(head or ()),
         clusters=clusters,
         seed=seed,
@@ -258,6 +260,56 @@ def info(
     )
     facts = _or_one_line(lambda: describe(image, config, resources), debug=debug)
     _print_json(facts) if as_json else print_description(facts)
+
+
+@app.command()
+def train(
+    what: Annotated[
+        str, typer.Argument(help="Tiles (a folder, .zip or .csv), a project.toml, or landcover.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file.")] = Path(
+        "model.safetensors"
+    ),
+    data: Annotated[str | None, typer.Option(help="Data in place of the project's.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="A model whose weights are begun with.")
+    ] = None,
+    patch_stride: Annotated[
+        int | None, typer.Option(min=1, help="From patch to patch, in pixels: longer sequences.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each phase.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of split, weights and batches.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: all GPUs.")] = "auto",
+    precision: Annotated[Products, typer.Option(help="Of matrix products.")] = Products.bfloat16,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for it too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model; the same command continues a run that was stopped."""
+    commands, print_figures = _training()
+    figures = _or_one_line(
+        lambda: commands.train(
+            what, output, data=data, start=start, patch_stride=patch_stride, epochs=epochs,
+            seed=seed, device=device, precision=precision.value, tensorboard=tensorboard,
+            progress=not as_json, force=force,
+        ).as_dict(),
+        debug=debug,
+    )  # fmt: skip
+    _print_json(figures) if as_json else print_figures(figures)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model of `gigavim models`, or a file.")],
+    data: Annotated[str, typer.Argument(help="What it was trained on, or like it.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare what a model says with labels: of the test split, if there is one."""
+    commands, print_figures = _training()
+    figures = _or_one_line(lambda: commands.evaluate(model, data), debug=debug)
+    _print_json(figures) if as_json else print_figures(figures)
 
 
 @app.command()
@@ -340,6 +392,18 @@ def _square(side: float | None) -> tuple[float, float] | None:
 
 def _listed(names: str | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(name.strip() for name in names.split(","))
+
+
+def _training() -> Any:
+    """Return the commands of training, and what prints their figures."""
+    from importlib.util import find_spec
+
+    if find_spec("lightning") is None:
+        _fail(GigavimError("training needs: pip install 'gigavim[train]'"))
+    from gigavim.pipelines.train import commands
+    from gigavim.pipelines.train.show import print_figures
+
+    return commands, print_figures
 
 
 def _size(text: str | None, option: str = "--max-memory") -> int | None:

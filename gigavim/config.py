@@ -26,8 +26,9 @@ class RunConfig:
     """Height and width of a level-0 pixel, where the user knows better than the file."""
     bands: tuple[str, ...] | None = None
     """Bands to read, by name, index or wavelength; the model's if None."""
-    order: Order = "raster"
-    """The order in which patches are read as a sequence."""
+    order: Order | None = None
+    """The order in which patches are read as a sequence; if None ``cross`` for models of cross
+    blocks, which know no other, and ``raster`` for others."""
     heads: tuple[str, ...] = ()
     """``features``, ``classify``, ``clusters``; what the model can do if empty."""
     clusters: int = 8

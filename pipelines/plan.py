@@ -16,6 +16,7 @@ from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
 from gigavim.foreground import data_of, foreground, thumbnail
 from gigavim.geometry import Grid, Spacing
 from gigavim.models import default_model
+from gigavim.orders import Order
 from gigavim.patches import (
     PatchBlock,
     PatchReader,
@@ -44,6 +45,8 @@ class Setup:
     plane: Plane
     grid: Grid
     """All patches, foreground or not."""
+    order: Order
+    """In which the sequence is read."""
     slots: tuple[int, ...]
     """Where each band of the source goes among the model's."""
     heads: tuple[str, ...]
@@ -103,7 +106,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
     """
     source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
     model = load_model(config.model or default_model(source.kind), device)
-    _check_order(config, model)
+    order = _order(config, model)
     heads = _heads(config, model)
     source, slots = _fit_bands(source, config, model)
     if source.spacing is None:
@@ -118,7 +121,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
         ratio_y=plane.ratio_y,
         ratio_x=plane.ratio_x,
     )
-    return Setup(config, source, model, plane, grid, slots, heads, source.spacing)
+    return Setup(config, source, model, plane, grid, order, slots, heads, source.spacing)
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -147,7 +150,7 @@ def make_plan(setup: Setup) -> Plan:
     mean, std = _normalisation(setup)
     return Plan(
         setup,
-        PatchSequence.from_foreground(grid, found, config.order),
+        PatchSequence.from_foreground(grid, found, setup.order),
         PatchReader(plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std),
         tile,
         blocks,
@@ -182,18 +185,19 @@ def _fit_bands(source: Source, config: RunConfig, model: Model) -> tuple[Source,
     )
 
 
-def _check_order(config: RunConfig, model: Model) -> None:
-    """See that the model reads patches in the order that was asked for."""
+def _order(config: RunConfig, model: Model) -> Order:
+    """Return the order that was asked for, if the model can read in it, or the model's own."""
     cross = model.spec.architecture.block == "cross"
-    if cross and config.order != "cross":
+    if cross and config.order not in (None, "cross"):
         raise ModelError(
             f"{model.path} reads rows and columns both ways, not in {config.order} order; "
-            "use --order cross"
+            "leave --order out"
         )
     if not cross and config.order == "cross":
         raise ModelError(
             f"{model.path} reads one sequence and has no blocks for --order cross; use raster"
         )
+    return config.order or ("cross" if cross else "raster")
 
 
 def _heads(config: RunConfig, model: Model) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def run_image(
         return Summary(path, "skipped", store=str(store_path))
     if config.mode == "tiles" and (resources.workers or resources.scheduler):
         raise GigavimError("workers share one sequence: use --mode whole, or leave them out")
-    if config.order == "cross" and (resources.workers or resources.scheduler):
+    if setup.order == "cross" and (resources.workers or resources.scheduler):
         raise GigavimError("workers share sequences, not rows and columns: leave them out")
     with stages.measure("foreground"):
         plan = make_plan(setup)
@@ -156,7 +156,7 @@ def pick_device(name: str) -> str:
 def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
     """Say what the store is of; `configuration`, `model` and `source` make the run what it is."""
     config, source, grid = setup.config, setup.source, setup.grid
-    configuration = config.as_dict()
+    configuration = config.as_dict() | {"order": setup.order}
     # Which model it is shows below, by its content.
     del configuration["model"]
     if config.mask is not None:

@@ -126,7 +126,7 @@ def test_tiles_are_grids_of_their_own(slide: Path, config: RunConfig, tmp_path: 
 def test_a_cross_model_is_run_in_no_other_order(
     slide: Path, config: RunConfig, tmp_path: Path, order: str
 ) -> None:
-    with pytest.raises(ModelError, match=f"not in {order} order; use --order cross"):
+    with pytest.raises(ModelError, match=f"not in {order} order; leave --order out"):
         run_image(str(slide), tmp_path / "no.zarr", replace(config, order=order), CPU)
 
 
