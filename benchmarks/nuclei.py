@@ -25,7 +25,7 @@ from gigavim.config import Resources, RunConfig
 from gigavim.pipelines.run import run_image
 from gigavim.pipelines.train.dense import LabelledNuclei, Normalisation, nuclei_task, read_nuclei
 from gigavim.pipelines.train.dense_metrics import aggregated_jaccard, bootstrap, dice
-from gigavim.pipelines.train.dense_train import RECIPE, nuclei_figures, predicted, tuned
+from gigavim.pipelines.train.dense_train import nuclei_figures, predicted, tuned
 from gigavim.pipelines.train.figures import Figure
 from gigavim.pipelines.train.loop import fit
 from gigavim.pipelines.train.project import read_project
@@ -72,7 +72,7 @@ def convolved(before: int, after: int) -> nn.Sequential:
 
 def unet(data: Path, folder: Path) -> None:
     """Train with the recipe of `nuclei`: split, augmentation, epochs, optimiser, choice."""
-    project, sets = read_project(RECIPE), read_nuclei(data)
+    project, sets = read_project("nuclei"), read_nuclei(data)
     torch.manual_seed(project.seed)
     model = UNet()
     (phase,) = project.phases

@@ -51,7 +51,7 @@ def train_classifier(
     spec = first_spec(project, tiles, classes, begun)
     folder = output.with_suffix(".train")
     identity = f"{as_text(project)}\nsplit {spec.split}\n"
-    _claim(folder, identity + (f"from {begun.sha256}\n" if begun else ""), force=force)
+    claim(folder, identity + (f"from {begun.sha256}\n" if begun else ""), force=force)
 
     encoder = first_encoder(spec, begun, project.seed)
     sets = {name: labelled(tiles, name, spec) for name in ("train", "val")}
@@ -80,7 +80,7 @@ def labelled(tiles: TileSet, split: SplitName, spec: ModelSpec) -> Labelled:
     )
 
 
-def _claim(folder: Path, identity: str, *, force: bool) -> None:
+def claim(folder: Path, identity: str, *, force: bool) -> None:
     """See that a folder holds the same run, or none.
 
     Raises

@@ -10,6 +10,8 @@ from gigavim.checkpoint import load_model
 from gigavim.config import Precision
 from gigavim.errors import GigavimError
 from gigavim.pipelines.train.classifier import SPLIT, measure, train_classifier
+from gigavim.pipelines.train.dense import read_nuclei
+from gigavim.pipelines.train.dense_train import test_figures, train_nuclei
 from gigavim.pipelines.train.figures import Figures
 from gigavim.pipelines.train.project import Project, read_project
 from gigavim.pipelines.train.split import split_by_group, split_of
@@ -64,6 +66,14 @@ def train(
         If project, tiles or model are at fault, or the loss is not finite.
     """
     project = _project(what, data, start, patch_stride, epochs, seed)
+    if project.task == "nuclei":
+        if start is not None or patch_stride is not None:
+            raise GigavimError("a model of nuclei begins with random weights and its own patches")
+        return train_nuclei(
+            project, Path(project.data), output,
+            device=device, precision=precision, tensorboard=tensorboard, progress=progress,
+            force=force,
+        )  # fmt: skip
     begun = None if start is None else load_model(start)
     tiles = split_by_group(read_tiles(project.data), project.seed)
     return train_classifier(
@@ -89,6 +99,9 @@ def evaluate(model: str | Path, data: str | Path) -> dict[str, Any]:
         If model or tiles are at fault, or the model does not know their classes or bands.
     """
     loaded = load_model(model)
+    if loaded.decoder is not None:
+        figures = test_figures(loaded, read_nuclei(Path(data))["test"])
+        return {"model": str(loaded.path), "split": "test", **figures.as_dict()}
     tiles = read_tiles(data)
     beside = loaded.path.with_suffix(SPLIT)
     if all(tile.split is None for tile in tiles.tiles) and beside.is_file():

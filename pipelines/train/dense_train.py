@@ -1,17 +1,11 @@
-"""Training of a model that finds nuclei, as ``nuclei`` that ships.
-
-``python -m gigavim.pipelines.train.dense_train DATA OUTPUT``; a run that was stopped is continued
-by the same command.
-"""
+"""A model that finds nuclei: trained, measured, written."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import itertools
-import json
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gigavim.checkpoint import ModelSpec, load_model, save_model
+from gigavim.checkpoint import Model, ModelSpec, load_model, save_model
 from gigavim.config import Precision
+from gigavim.errors import GigavimError
 from gigavim.nuclei import NucleiConfig, instances
 from gigavim.pipelines.train.augment import Augmentation
+from gigavim.pipelines.train.classifier import claim
 from gigavim.pipelines.train.dense import (
     CROP,
     CropBatches,
@@ -34,14 +30,13 @@ from gigavim.pipelines.train.dense import (
     read_nuclei,
 )
 from gigavim.pipelines.train.dense_metrics import aggregated_jaccard, bootstrap, dice
-from gigavim.pipelines.train.figures import Figure
+from gigavim.pipelines.train.figures import Figure, Figures
 from gigavim.pipelines.train.loop import fit
-from gigavim.pipelines.train.project import Project, architecture, read_project
+from gigavim.pipelines.train.project import Project, architecture, as_text
 from gigavim.stain import stain_shares
 
 logger = logging.getLogger(__name__)
 
-RECIPE = Path(__file__).parent / "recipes" / "nuclei.toml"
 CHOICES = (
     (0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
     (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65),
@@ -59,13 +54,16 @@ def train_nuclei(
     *,
     device: str = "auto",
     precision: Precision = "bfloat16",
-) -> dict[str, Figure]:
-    """Train on a folder for `read_nuclei`, write the model, and return its figures on test images.
+    tensorboard: bool = False,
+    progress: bool = False,
+    force: bool = False,
+) -> Figures:
+    """Train on a folder for `read_nuclei` and write the model; `train` has the parameters.
 
-    Parameters
-    ----------
-    output
-        The model file; beside it goes the folder ``NAME.train`` of checkpoints, logs and curves.
+    Returns
+    -------
+    figures
+        On the test images, of the model as it was written.
 
     Raises
     ------
@@ -73,10 +71,16 @@ def train_nuclei(
         If the data is at fault, or the loss is not finite.
     """
     sets = read_nuclei(data)
+    split = hashlib.sha256((data / "index.csv").read_bytes()).hexdigest()
+    folder = output.with_suffix(".train")
+    claim(folder, f"{as_text(project)}\nsplit {split}\n", force=force)
     (phase,) = project.phases
     model = new_model(architecture(project, CROP, 3, 0), project.seed)
     task = nuclei_task(sets, project.augmentation, phase, project.seed)
-    fit(model, task, phase, output.with_suffix(".train"), device=device, precision=precision)
+    fit(
+        model, task, phase, folder,
+        device=device, precision=precision, tensorboard=tensorboard, progress=progress,
+    )  # fmt: skip
     normalised = Normalisation.of(sets["train"])
     spec = ModelSpec(
         model.encoder.config,
@@ -90,14 +94,14 @@ def train_nuclei(
         stain=usual_stain(sets["train"], project.augmentation, project.seed),
         training_data=project.training_data,
         licence=project.licence,
-        split=hashlib.sha256((data / "index.csv").read_bytes()).hexdigest(),
+        split=split,
     )
     save_model(output, model.encoder, spec, torch.float16, decoder=model.decoder)
     # What is written is what is measured: float16 weights.
-    figures = test_figures(output, sets["test"])
+    figures = test_figures(load_model(output), sets["test"])
     metrics = {
         f"test {name}{end}": value
-        for name, figure in figures.items()
+        for name, figure in figures.by_name.items()
         for end, value in (("", figure.value), (" low", figure.low), (" high", figure.high))
     }
     spec = dataclasses.replace(spec, metrics=metrics)
@@ -105,17 +109,22 @@ def train_nuclei(
     return figures
 
 
-def test_figures(path: Path, test: LabelledNuclei) -> dict[str, Figure]:
-    """Measure a model file on images, each a sequence of its own."""
-    loaded = load_model(path)
+def test_figures(loaded: Model, test: LabelledNuclei) -> Figures:
+    """Measure a model on images, each a sequence of its own.
+
+    Raises
+    ------
+    GigavimError
+        If it does not find nuclei.
+    """
     spec = loaded.spec
-    assert loaded.decoder is not None  # it was trained for this
-    assert spec.decoder is not None
-    assert spec.nuclei is not None
+    if loaded.decoder is None or spec.decoder is None or spec.nuclei is None:
+        raise GigavimError(f"{loaded.path} was not trained to find nuclei")
     model = DenseModel(spec.architecture, spec.decoder).eval()
     model.encoder, model.decoder = loaded.encoder, loaded.decoder
     maps = predicted(model, test, Normalisation(spec.mean, spec.std))
-    return nuclei_figures(maps, test.labels, spec.nuclei)
+    by_name = nuclei_figures(maps, test.labels, spec.nuclei)
+    return Figures((), len(test.names), len(test.names), by_name, ())
 
 
 @torch.inference_mode()
@@ -161,9 +170,3 @@ def usual_stain(
     shares = np.array([stain_shares(images[0].permute(1, 2, 0).numpy()) for images, _ in batches])
     low, high = np.percentile(shares, [RARE, 100 - RARE], axis=0)
     return tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    found = train_nuclei(read_project(RECIPE), Path(sys.argv[1]), Path(sys.argv[2]))
-    print(json.dumps({name: dataclasses.asdict(figure) for name, figure in found.items()}))

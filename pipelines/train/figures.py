@@ -33,15 +33,16 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of a classifier on held-out images."""
+    """Of a model on held-out images."""
 
     classes: tuple[str, ...]
     images: int
     groups: int
     by_name: dict[str, Figure]
-    """``accuracy``, ``balanced_accuracy``, ``f1`` of each class, and ``auroc`` of two classes."""
+    """``accuracy``, ``balanced_accuracy``, ``f1`` of each class, and ``auroc`` of two classes; of
+    nuclei ``dice`` and ``aji``."""
     confusion: tuple[tuple[int, ...], ...]
-    """Images by their class, a row each, and by what they were taken for."""
+    """Images by their class, a row each, and by what they were taken for; empty without classes."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""

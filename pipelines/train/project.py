@@ -44,6 +44,8 @@ class Project:
 
     data: str = ""
     """Folder, archive or table of tiles, relative to the project file."""
+    task: Literal["classes", "nuclei"] = "classes"
+    """Tiles have classes (`read_tiles`), or images have nuclei (`read_nuclei`)."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `VisionMambaConfig` that are not `SMALL`'s."""
     phases: tuple[Phase, ...] = (Phase(),)

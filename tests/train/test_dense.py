@@ -68,9 +68,9 @@ def test_a_model_learns_to_find_nuclei(folder: Path, tmp_path: Path) -> None:
     )
     path = tmp_path / "tiny.safetensors"
     figures = train_nuclei(project, folder, path, device="cpu", precision="float32")
-    assert figures["dice"].value > 0.8
+    assert figures.by_name["dice"].value > 0.8
     spec = load_model(path).spec
-    assert spec.metrics["test dice"] == figures["dice"].value
+    assert spec.metrics["test dice"] == figures.by_name["dice"].value
     assert spec.nuclei is not None
     assert len(spec.stain) == 3
 
