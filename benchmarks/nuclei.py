@@ -70,14 +70,21 @@ def convolved(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def unet(data: Path, folder: Path) -> None:
+def train_unet(sets: dict[str, LabelledNuclei], folder: Path) -> UNet:
     """Train with the recipe of `nuclei`: split, augmentation, epochs, optimiser, choice."""
-    project, sets = read_project("nuclei"), read_nuclei(data)
+    project = read_project("nuclei")
     torch.manual_seed(project.seed)
     model = UNet()
     (phase,) = project.phases
     task = nuclei_task(sets, project.augmentation, phase, project.seed)
     fit(model, task, phase, folder)
+    return model
+
+
+def unet(data: Path, folder: Path) -> None:
+    """Measure a U-Net, its thresholds chosen as those of `nuclei`."""
+    sets = read_nuclei(data)
+    model = train_unet(sets, folder)
     normalised = Normalisation.of(sets["train"])
     config = tuned(predicted(model, sets["val"], normalised), sets["val"].labels)
     test = sets["test"]
