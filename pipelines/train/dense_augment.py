@@ -41,7 +41,7 @@ def counterstained(images: Tensor, nucleus: Tensor, generator: Generator) -> Ten
         torch.tensor(stain)[:, None, None] * torch.exp(uniform(-0.3, 0.3, 3))
         for stain in (STAINS[0], EOSIN)
     )
-    inside = torch.lerp(haematoxylin, eosin, uniform(0, 0.4))
+    inside = torch.lerp(haematoxylin, eosin, uniform(0, 0.5))
     around = torch.lerp(eosin, haematoxylin, uniform(0, 0.4))
     inside, around = (colour / colour.sum(1, keepdim=True) for colour in (inside, around))
 
@@ -50,7 +50,7 @@ def counterstained(images: Tensor, nucleus: Tensor, generator: Generator) -> Ten
     soft = nn.functional.avg_pool2d(nucleus[:, None], 5, 1, 2)
     tissue = amount * uniform(0.4, 2) * torch.exp(uniform(0, 0.8) * _grain(images, generator))
     tissue = tissue * (_grain(images, generator) > uniform(-4, -0.7))
-    stained = soft * amount * uniform(0.8, 1.5) * inside + (1 - soft) * tissue * around
+    stained = soft * amount * uniform(0.8, 2.4) * inside + (1 - soft) * tissue * around
     new = density + uniform(0.6, 1) * (stained - density)
     chosen = torch.rand((count, 1, 1, 1), generator=generator) < SHARE
     return torch.where(chosen, torch.exp(-new), images)
