@@ -86,11 +86,14 @@ class TrainingBatches:
             yield self._changed(rows, number)
 
     def _changed(self, rows: NDArray[np.int64], number: int) -> Batch:
-        place = np.random.SeedSequence([self.seed, self.epoch, number, self.rank])
-        generator = torch.Generator().manual_seed(int(place.generate_state(1)[0]))
-        data, augmentation = self.data, self.augmentation
+        data, augmentation, generator = self.data, self.augmentation, self._generator(number)
         images = data.normalised(augmentation.change(data.images(rows), generator))
         return augmentation.hide(images, data.targets(rows), generator)
+
+    def _generator(self, number: int) -> torch.Generator:
+        """Return what changes a batch of this epoch at random."""
+        place = np.random.SeedSequence([self.seed, self.epoch, number, self.rank])
+        return torch.Generator().manual_seed(int(place.generate_state(1)[0]))
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its batches were taken."""

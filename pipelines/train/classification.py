@@ -24,22 +24,36 @@ def classification_task(
     train: Labelled, validation: Labelled, augmentation: Augmentation, phase: Phase, seed: int
 ) -> Task:
     """Return the task of telling images apart."""
-    weights = None
-    if phase.class_weights:
-        counts = np.bincount(train.labels, minlength=train.classes)
-        weights = torch.from_numpy((counts.mean() / counts).astype(np.float32))
     return Task(
         training=partial(TrainingBatches, train, augmentation, phase.batch, seed),
         validation=PlainBatches(validation, EVALUATED),
-        loss=soft_cross_entropy(weights, phase.smoothing),
-        metrics=MetricCollection(
-            {
-                "accuracy": _OfTargets(train.classes, average="micro"),
-                "balanced_accuracy": _OfTargets(train.classes, average="macro"),
-            }
-        ),
-        monitor="balanced_accuracy" if phase.class_weights else "accuracy",
+        loss=soft_cross_entropy(class_weights(train, phase), phase.smoothing),
+        metrics=accuracies(train.classes),
+        monitor=monitored(phase),
     )
+
+
+def class_weights(train: Labelled, phase: Phase) -> Tensor | None:
+    """Return the weight of each class in the loss; None where all weigh the same."""
+    if not phase.class_weights:
+        return None
+    counts = np.bincount(train.labels, minlength=train.classes)
+    return torch.from_numpy((counts.mean() / counts).astype(np.float32))
+
+
+def accuracies(classes: int) -> MetricCollection:
+    """Return what is measured in validation."""
+    return MetricCollection(
+        {
+            "accuracy": _OfTargets(classes, average="micro"),
+            "balanced_accuracy": _OfTargets(classes, average="macro"),
+        }
+    )
+
+
+def monitored(phase: Phase) -> str:
+    """Return which of these chooses the model."""
+    return "balanced_accuracy" if phase.class_weights else "accuracy"
 
 
 def soft_cross_entropy(

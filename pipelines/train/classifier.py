@@ -18,6 +18,7 @@ from gigavim.pipelines.train.begin import first_encoder, first_spec, with_stride
 from gigavim.pipelines.train.classification import classification_task, predict
 from gigavim.pipelines.train.figures import Figures, figures_of
 from gigavim.pipelines.train.loop import fit
+from gigavim.pipelines.train.mosaic import PatchClassifier, mosaic_task
 from gigavim.pipelines.train.project import Project, as_text
 from gigavim.pipelines.train.split import write_split
 from gigavim.pipelines.train.tiles import SplitName, TileSet
@@ -58,11 +59,15 @@ def train_classifier(
     for number, phase in enumerate(project.phases, 1):
         if phase.stride is not None:
             encoder = with_stride(encoder, phase.stride)
-        task = classification_task(
-            sets["train"], sets["val"], project.augmentation, phase, project.seed
-        )
+        learned = sets["train"], sets["val"], project.augmentation, phase
+        if phase.mosaic > 1:
+            config = encoder.config
+            task = mosaic_task(*learned, (config.patch, config.stride), project.seed)
+        else:
+            task = classification_task(*learned, project.seed)
         score = fit(
-            encoder, task, phase, folder / f"phase-{number}",
+            encoder if phase.mosaic == 1 else PatchClassifier(encoder),
+            task, phase, folder / f"phase-{number}",
             device=device, precision=precision, tensorboard=tensorboard, progress=progress,
         )  # fmt: skip
         logger.info("phase %d of %d: validation %.4f", number, len(project.phases), score)

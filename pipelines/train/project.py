@@ -36,6 +36,9 @@ class Phase:
     """Epochs without a better validation after which it stops."""
     stride: int | None = None
     """From one patch to the next, in pixels, if other than the model's."""
+    mosaic: int = 1
+    """Tiles to a side of the squares that are learned from, patch by patch; 1: tiles by themselves,
+    each as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,143 @@
+"""Tiles joined to mosaics, so that a classifier of tiles learns to name every patch of an image.
+
+On single tiles only the mean over all patches is told what it is, and no token has ever seen the
+state that another land cover left behind. In a mosaic each patch has a label of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gigavim.encoder import VisionMamba
+from gigavim.errors import GigavimError
+from gigavim.pipelines.train.augment import Augmentation
+from gigavim.pipelines.train.batches import Batch, Labelled, TrainingBatches
+from gigavim.pipelines.train.classification import (
+    accuracies,
+    class_weights,
+    monitored,
+    soft_cross_entropy,
+)
+from gigavim.pipelines.train.loop import Task
+from gigavim.pipelines.train.project import Phase
+
+
+class PatchClassifier(nn.Module):
+    """An encoder whose classifier is asked about every patch, for training."""
+
+    def __init__(self, encoder: VisionMamba) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, shape (b * patches, K), of normalised images."""
+        config = self.encoder.config
+        patches = images.unfold(2, config.patch, config.stride)
+        patches = patches.unfold(3, config.patch, config.stride).permute(0, 2, 3, 4, 5, 1)
+        tokens = self.encoder.embed(patches)  # (b, row, column, D)
+        rows, columns = tokens.shape[1:3]
+        index = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        mixed = self.encoder.mix(
+            tokens.flatten(1, 2),
+            self.encoder.position_for(rows, columns),
+            index=index,
+            grid=(rows, columns),
+        )
+        logits: Tensor = self.encoder.head(mixed.tokens.flatten(0, 1))
+        return logits
+
+
+class MosaicBatches(TrainingBatches):
+    """Batches of tiles, changed as those of `TrainingBatches` and joined to squares.
+
+    A mosaic is rolled by a random number of pixels, so that borders lie anywhere in a patch.
+    """
+
+    def __init__(
+        self,
+        data: Labelled,
+        augmentation: Augmentation,
+        phase: Phase,
+        cut: tuple[int, int],
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        super().__init__(data, augmentation, phase.batch, seed, rank, ranks)
+        self.side, self.cut = phase.mosaic, cut
+        share = min(phase.batch, len(data.labels)) // ranks
+        if share < self.side**2:
+            raise GigavimError(
+                f"a mosaic of {self.side} x {self.side} tiles needs as many in a batch, and there "
+                f"are {share} for each process"
+            )
+
+    def _changed(self, rows: NDArray[np.int64], number: int) -> Batch:
+        generator = self._generator(number)
+        whole = rows[: len(rows) // self.side**2 * self.side**2]
+        images = self.augmentation.change(self.data.images(whole), generator)
+        targets = self.data.targets(whole)
+        images, _ = self.augmentation.hide(self.data.normalised(images), targets, generator)
+        height, width = images.shape[2:]
+        classes = targets[:, :, None, None].expand(-1, -1, height, width)
+        images, classes = joined(images, self.side), joined(classes, self.side)
+        y, x = torch.randint(height * self.side, (2,), generator=generator).tolist()
+        images, classes = (values.roll((y, x), (2, 3)) for values in (images, classes))
+        # By area: a patch on a border is as much of one class as of the other.
+        of_patches = nn.functional.avg_pool2d(classes, *self.cut)
+        return images, of_patches.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class PlainMosaics:
+    """The same mosaics of unchanged tiles each time."""
+
+    data: Labelled
+    phase: Phase
+    cut: tuple[int, int]
+
+    def __iter__(self) -> Iterator[Batch]:
+        unchanged = Augmentation(turns=False, zoom=1)
+        return iter(MosaicBatches(self.data, unchanged, self.phase, self.cut, seed=0))
+
+
+def mosaic_task(
+    train: Labelled,
+    validation: Labelled,
+    augmentation: Augmentation,
+    phase: Phase,
+    cut: tuple[int, int],
+    seed: int,
+) -> Task:
+    """Return the task of naming every patch of mosaics.
+
+    Parameters
+    ----------
+    phase
+        `Phase.mosaic` tiles to a side.
+    cut
+        Side of a patch, and from one to the next, in pixels.
+    """
+    # What is mixed within a tile would have labels that do not say where it is.
+    augmentation = replace(augmentation, mixed=0.0)
+    return Task(
+        training=partial(MosaicBatches, train, augmentation, phase, cut, seed),
+        validation=PlainMosaics(validation, phase, cut),
+        loss=soft_cross_entropy(class_weights(train, phase), phase.smoothing),
+        metrics=accuracies(train.classes),
+        monitor=monitored(phase),
+    )
+
+
+def joined(images: Tensor, side: int) -> Tensor:
+    """Join images, shape (b * side * side, band, h, w), to squares of `side` to the side."""
+    _, bands, height, width = images.shape
+    squares = images.reshape(-1, side, side, bands, height, width).permute(0, 3, 1, 4, 2, 5)
+    return squares.reshape(-1, bands, side * height, side * width)
