@@ -13,6 +13,8 @@ from gigavim.pipelines.train.classifier import SPLIT, measure, train_classifier
 from gigavim.pipelines.train.dense import read_nuclei
 from gigavim.pipelines.train.dense_train import test_figures, train_nuclei
 from gigavim.pipelines.train.figures import Figures
+from gigavim.pipelines.train.listing import names_annotations
+from gigavim.pipelines.train.patch_classifier import evaluate_annotated, train_annotated
 from gigavim.pipelines.train.project import Project, read_project
 from gigavim.pipelines.train.split import split_by_group, split_of
 from gigavim.pipelines.train.tiles import read_tiles, with_splits
@@ -33,7 +35,7 @@ def train(
     progress: bool = False,
     force: bool = False,
 ) -> Figures:
-    """Train a classifier of tiles and write it, its split and its log.
+    """Train a model on tiles or images with labels, and write it, its split and its log.
 
     A run that was stopped is continued by the same call.
 
@@ -75,6 +77,12 @@ def train(
             force=force,
         )  # fmt: skip
     begun = None if start is None else load_model(start)
+    if names_annotations(project):
+        return train_annotated(
+            project, output, begun,
+            device=device, precision=precision, tensorboard=tensorboard, progress=progress,
+            force=force,
+        )  # fmt: skip
     tiles = split_by_group(read_tiles(project.data), project.seed)
     return train_classifier(
         project, tiles, output, begun,
@@ -102,6 +110,10 @@ def evaluate(model: str | Path, data: str | Path) -> dict[str, Any]:
     if loaded.decoder is not None:
         figures = test_figures(loaded, read_nuclei(Path(data))["test"])
         return {"model": str(loaded.path), "split": "test", **figures.as_dict()}
+    project = read_project(data)
+    if names_annotations(project):
+        which, figures = evaluate_annotated(loaded, project)
+        return {"model": str(loaded.path), "split": which, **figures.as_dict()}
     tiles = read_tiles(data)
     beside = loaded.path.with_suffix(SPLIT)
     if all(tile.split is None for tile in tiles.tiles) and beside.is_file():

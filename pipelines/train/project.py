@@ -46,9 +46,17 @@ class Project:
     """Everything that a training run follows from, besides the pixels."""
 
     data: str = ""
-    """Folder, archive or table of tiles, relative to the project file."""
-    task: Literal["classes", "nuclei"] = "classes"
-    """Tiles have classes (`read_tiles`), or images have nuclei (`read_nuclei`)."""
+    """Folder, archive or table of tiles or images, relative to the project file."""
+    images: tuple[Mapping[str, str], ...] = ()
+    """``file``, ``labels``, perhaps ``group`` and ``split`` of images with annotations, in place of
+    a table; relative to the project file too."""
+    task: Literal["classes", "nuclei", "bags"] = "classes"
+    """Tiles have classes (`read_tiles`), or places in images, where these come with annotations;
+    images have nuclei (`read_nuclei`); images of any size have one label each (`bags`)."""
+    window: int = 32
+    """Patches to a side of the squares that are learned from in annotated images."""
+    values: Mapping[str, int] = field(default_factory=dict)
+    """Number of each class in label rasters; by default every number is a class."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `VisionMambaConfig` that are not `SMALL`'s."""
     phases: tuple[Phase, ...] = (Phase(),)
@@ -97,6 +105,9 @@ def read_project(what: str | Path) -> Project:
     try:
         if "data" in values:
             values["data"] = str(path.parent / values["data"])
+        if "images" in values:
+            values["data"] = str(path.parent)
+            values["images"] = tuple(values["images"])
         if "phases" in values:
             values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
         if "augmentation" in values:
@@ -117,7 +128,9 @@ def architecture(project: Project, image_size: int, bands: int, classes: int) ->
 
 def as_text(project: Project) -> str:
     """Return what it says besides the defaults, to be compared; where the tiles are is left out."""
-    rest = dataclasses.replace(project, data="", phases=(Phase(),), augmentation=Augmentation())
+    rest = dataclasses.replace(
+        project, data="", images=(), phases=(Phase(),), augmentation=Augmentation()
+    )
     parts = [project.augmentation, *project.phases, rest]
     return "\n".join(_chosen(part) for part in parts)
 

@@ -118,7 +118,12 @@ def tiles_in_folders(path: Path, files: Sequence[str], folders: Sequence[str]) -
     divided = tops <= set(SPLITS) and all(len(name.parts) > top + 2 for name in images)
     depth = top + divided
     tiles = [
-        Tile(str(name), name.parts[depth], str(name), _split(name.parts[top]) if divided else None)
+        Tile(
+            str(name),
+            name.parts[depth],
+            str(name),
+            split_named(name.parts[top]) if divided else None,
+        )
         for name in images
     ]
     found = {tile.label for tile in tiles}
@@ -154,7 +159,7 @@ def tiles_in_table(path: Path, *, there: bool = True) -> list[Tile]:
             row["file"],
             row["label"],
             row.get("group") or row["file"],
-            _split(row["split"]) if row.get("split") else None,
+            split_named(row["split"]) if row.get("split") else None,
         )
         for row in rows
     ]
@@ -174,7 +179,8 @@ def tiles_in_table(path: Path, *, there: bool = True) -> list[Tile]:
     return tiles
 
 
-def _split(name: str) -> SplitName:
+def split_named(name: str) -> SplitName:
+    """Return the split of a name."""
     for split in SPLITS:
         if name == split:
             return split
