@@ -64,6 +64,8 @@ class ModelSpec:
     """``µm`` or ``metre``."""
     tile: int = 224
     """Side of the images that it was trained on, in pixels."""
+    mode: Literal["whole", "tiles"] | None = None
+    """How images are best read with it, by measurement; None where that is not known."""
     classes: ClassTable | None = None
     """Of its classifier; None where their names are not known."""
     decoder: DecoderConfig | None = None
@@ -166,7 +168,7 @@ def load_model(
     """
     path = weights_path(name_or_path)
     weights = load_weights(path, average=average)
-    spec = _read_spec(path)
+    spec = read_spec(path)
     if spec is None:
         try:
             config = architecture or infer_config(weights)
@@ -297,8 +299,14 @@ def _load_pickle(path: Path) -> object:
         raise ModelError(f"{path} is not a readable checkpoint ({fault}); get it again") from error
 
 
-def _read_spec(path: Path) -> ModelSpec | None:
-    """Return what the metadata says; None where the file has none of ours."""
+def read_spec(path: Path) -> ModelSpec | None:
+    """Return what the metadata of a model file says; None where the file has none of ours.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be understood.
+    """
     if path.suffix != ".safetensors":
         return None
     with safetensors.safe_open(path, "pt") as file:

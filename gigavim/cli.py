@@ -89,7 +89,11 @@ Bands = Annotated[
     typer.Option(help="Bands by name, index or wavelength: red,green,blue,nir or red=3,nir=4."),
 ]
 ModeOption = Annotated[
-    Mode, typer.Option(help="The image as one sequence, or each tile as one of its own.")
+    Mode | None,
+    typer.Option(
+        help="The image as one sequence, or each tile as one of its own. By default what the model "
+        "is better in."
+    ),
 ]
 OrderOption = Annotated[
     Order | None, typer.Option(help="The order of the patches in the sequence, raster by default.")
@@ -141,7 +145,7 @@ def run(
     spacing: Spacing_ = None,
     source_spacing: SourceSpacing = None,
     bands: Bands = None,
-    mode: ModeOption = Mode.whole,
+    mode: ModeOption = None,
     order: OrderOption = None,
     head: Heads = None,
     clusters: Annotated[int, typer.Option(min=1, max=255, help="Clusters of the map.")] = 8,
@@ -177,7 +181,7 @@ def run(
     _log_to(log_file, quiet=quiet or as_json)
     config = RunConfig(
         model=model,
-        mode=mode.value,
+        mode=None if mode is None else mode.value,
         spacing=spacing,
         source_spacing=_square(source_spacing),
         bands=_listed(bands),
@@ -231,7 +235,7 @@ def info(
     spacing: Spacing_ = None,
     source_spacing: SourceSpacing = None,
     bands: Bands = None,
-    mode: ModeOption = Mode.whole,
+    mode: ModeOption = None,
     mask: Mask = None,
     no_mask: NoMask = False,
     device: Device = "auto",
@@ -246,7 +250,7 @@ def info(
 
     config = RunConfig(
         model=model,
-        mode=mode.value,
+        mode=None if mode is None else mode.value,
         spacing=spacing,
         source_spacing=_square(source_spacing),
         bands=_listed(bands),
@@ -323,12 +327,25 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """List what can be run."""
+def models(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Names or files; by default all, and this folder's.")
+    ] = None,
+    fetch: Annotated[
+        str | None, typer.Option(help="Download published weights, or hf://OWNER/REPO/FILE.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what can be run; download nothing but what is asked for."""
+    from gigavim import models as known
     from gigavim.pipelines.console import print_models
     from gigavim.pipelines.inspect import describe_models
 
-    listed = describe_models()
+    if fetch is not None:
+        _or_one_line(lambda: known.fetch(fetch), debug=debug)
+        files = [*(files or ()), fetch]
+    listed = _or_one_line(lambda: describe_models(files or ()), debug=debug)
     _print_json(listed) if as_json else print_models(listed)
 
 

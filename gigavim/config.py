@@ -18,8 +18,9 @@ class RunConfig:
 
     model: str | None = None
     """A shipped model's name or a file; the shipped one for the kind of image if None."""
-    mode: Mode = "whole"
-    """``whole``: the image is one sequence. ``tiles``: each tile is a short sequence of its own."""
+    mode: Mode | None = None
+    """``whole``: the image is one sequence. ``tiles``: each tile is a short sequence of its own. If
+    None the one that the model is better in, ``whole`` where that is not known."""
     spacing: float | None = None
     """Side of a pixel that the model sees, µm or CRS units; the model's own if None."""
     source_spacing: tuple[float, float] | None = None

@@ -175,6 +175,24 @@ def classify(vectors: torch.Tensor, encoder: VisionMamba) -> torch.Tensor:
     return logits.softmax(-1)
 
 
+def probabilities(features: Rows, encoder: VisionMamba) -> Iterator[NDArray[np.float32]]:
+    """Yield the probabilities of the encoder's classes for features that are read in parts.
+
+    Parameters
+    ----------
+    features
+        Of patches or tiles, shape (n, D).
+
+    Yields
+    ------
+    probs
+        Of some at a time, in their order, shape (m, K).
+    """
+    device = next(encoder.parameters()).device
+    for part in _parts(features, None):
+        yield classify(torch.from_numpy(part).to(device), encoder).cpu().numpy()
+
+
 def palette(k: int) -> NDArray[np.uint8]:
     """Return `k` distinct colours, shape (k, 3), red, green, blue.
 

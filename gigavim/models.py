@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from gigavim import hub
 from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.errors import ModelError
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Models that ship with the package, one safetensors file each."""
 
-_PUBLISHED = {
-    "vim_tiny": "hustvl/Vim-tiny-midclstok, vim_t_midclstok_76p1acc.pth",
-    "vim_tiny_plus": "hustvl/Vim-tiny-midclstok, vim_t_midclstok_ft_78p3acc.pth",
-    "vim_small": "hustvl/Vim-small-midclstok, vim_s_midclstok_80p5acc.pth",
-    "vim_small_plus": "hustvl/Vim-small-midclstok, vim_s_midclstok_ft_81p6acc.pth",
-    "vim_base": "hustvl/Vim-base-midclstok, vim_b_midclstok_81p9acc.pth",
-    "vim_tiny_rope": "hustvl/Vim-tiny",
+PUBLISHED = {
+    "vim_tiny": "hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth",
+    "vim_tiny_plus": "hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth",
+    "vim_small": "hf://hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth",
+    "vim_small_plus": "hf://hustvl/Vim-small-midclstok/vim_s_midclstok_ft_81p6acc.pth",
+    "vim_base": "hf://hustvl/Vim-base-midclstok/vim_b_midclstok_81p9acc.pth",
+    "vim_tiny_rope": "hf://hustvl/Vim-tiny/vim_tiny_73p1.pth",
 }
+"""Weights that the authors of Vim published, by the names of the constructors below."""
 
 
 def vim_tiny(*, bands: int = 3, classes: int = 1000) -> VisionMamba:
@@ -65,61 +66,72 @@ class Listed:
 
     name: str
     path: Path | None
-    """The weights; None for an architecture whose weights the user has to bring."""
+    """The weights; None for an architecture whose weights are not here."""
     note: str
     """For people: where it is, or where its weights are to be had."""
 
 
 def available() -> list[Listed]:
-    """List the models that ship with GigaVim, then the published architectures."""
-    shipped = [
+    """List the models that ship with GigaVim, then the published ones."""
+    ship = [
         Listed(path.stem, path, "shipped with GigaVim")
         for path in sorted(WEIGHTS.glob("*.safetensors"))
     ]
-    published = [
-        Listed(name, None, f"bring weights: huggingface.co/{source}")
-        for name, source in _PUBLISHED.items()
-    ]
-    return shipped + published
+    published = []
+    for name, address in PUBLISHED.items():
+        path = hub.cached(address)
+        note = f"`gigavim models --fetch {name}` downloads it from"
+        published.append(Listed(name, path, f"{'from' if path else note} {address}"))
+    return ship + published
 
 
 def weights_path(name: str | Path) -> Path:
-    """Return the weights file that a name or path stands for.
+    """Return the weights file that a path, a name or an address on the hub stands for.
+
+    A file on the hub, ``hf://owner/repo/file``, is downloaded, published weights are not.
 
     Raises
     ------
     ModelError
         If there is none. An architecture alone is no model: it is never run on random weights.
     """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = WEIGHTS / f"{name}.safetensors"
-    if shipped.is_file():
-        return shipped
-    if str(name) in _PUBLISHED:
+    text = str(name)
+    if text.startswith(hub.SCHEME):
+        return hub.fetch(text)
+    found = Path(name) if Path(name).is_file() else shipped(text)
+    if found is None and text in PUBLISHED:
+        found = hub.cached(PUBLISHED[text])
+        if found is None:
+            raise ModelError(
+                f"{name} is not here yet: `gigavim models --fetch {name}` downloads it from "
+                f"{PUBLISHED[text]}; or download the file by hand and pass its path"
+            )
+    if found is None:
+        known = ", ".join(path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))) or "none"
         raise ModelError(
-            f"{name} is an architecture without weights: download "
-            f"huggingface.co/{_PUBLISHED[str(name)]} and pass the path of the file as the model"
+            f"{name}: no such file and no model of that name; shipped models: {known}; "
+            "`gigavim models` lists what can be run"
         )
-    known = ", ".join(item.name for item in available() if item.path) or "none"
-    raise ModelError(
-        f"{name}: no such file and no model of that name; shipped models: {known}; "
-        "`gigavim models` lists what can be run"
-    )
+    return found
 
 
-def default_model(kind: Literal["slide", "scene"]) -> str:
-    """Return the name of the shipped model for a kind of image.
+def fetch(name: str) -> Path:
+    """Download published weights by name, or a file on the hub by its address.
 
     Raises
     ------
     ModelError
-        If this installation lacks it.
+        If there is none of that name, or it cannot be downloaded.
     """
-    name = f"{kind}-mini"
-    if not (WEIGHTS / f"{name}.safetensors").is_file():
+    if name not in PUBLISHED and not name.startswith(hub.SCHEME):
         raise ModelError(
-            f"{name}, the model for a {kind}, is not in {WEIGHTS}; install GigaVim again, "
-            "or choose a model with --model"
+            f"there are no published weights {name!r}; there are {', '.join(PUBLISHED)}, and "
+            "hf://owner/repository/file"
         )
-    return name
+    return hub.fetch(PUBLISHED.get(name, name))
+
+
+def shipped(name: str) -> Path | None:
+    """Return the weights file of a model that ships with GigaVim; None if there is none."""
+    path = WEIGHTS / f"{name}.safetensors"
+    return path if path.is_file() else None

@@ -85,7 +85,7 @@ def print_summary(summary: Summary) -> None:
             "read": f"{summary.tokens:,} patches at {_spacing(summary.spacing, summary.unit)}, "
             f"from {summary.megapixels:,.0f} megapixels",
             "problems": _problems(summary),
-            "classes": ", ".join(f"{name} {share:.0%}" for name, share in summary.classes.items()),
+            "classes": _classes(summary),
             "nuclei": _nuclei(summary),
             "time": ", ".join(f"{stage} {_seconds(s)}" for stage, s in summary.stages.items()),
             "memory": f"peak {_bytes(summary.peak_memory_bytes)}",
@@ -122,7 +122,9 @@ def print_description(facts: Mapping[str, Any]) -> None:
     if "not_possible" in run:
         print(f"It cannot be run: {run['not_possible']}")
         return
-    print(f"A run with {run['model']}, {run['mode']}, at {_spacing(run['spacing'], run['unit'])}")
+    default = f" (the default for {run['default_for']})" if run["default_for"] else ""
+    place = f"{run['mode']}, at {_spacing(run['spacing'], run['unit'])}"
+    print(f"A run with {run['model']}{default}, {place}")
     _print_lines(
         {
             "reads": f"{run['patches']:,} patches, {run['foreground_share']:.0%} of the image, "
@@ -159,9 +161,12 @@ def print_checkup(facts: Mapping[str, Any]) -> None:
 def print_models(listed: Sequence[Mapping[str, Any]]) -> None:
     """Print what can be run, and below it what could be with weights of one's own."""
     for model in listed:
+        if "parameters" not in model:
+            print(f"{model['name']:<16}no model: {model['about']}")
+            continue
         size = f"{model['parameters'] / 1e6:.1f} M parameters, patches of {model['patch']} px"
         print(f"{model['name']:<16}{size}")
-        for line in (model["about"], model["training_data"]):
+        for line in (model["about"], ", ".join(model["classes"]), model["training_data"]):
             if line:
                 print(f"{'':<16}{line}")
 
@@ -194,6 +199,15 @@ def _mixing(run: Mapping[str, Any]) -> str:
         "disk": f"{_bytes(run['scratch_bytes'])} on the disk",
     }[run["residual_on"]]
     return f"in chunks of {run['chunk']:,} tokens; between layers they wait {where}"
+
+
+def _classes(summary: Summary) -> str:
+    """Name the classes that there are, the largest first."""
+    found = sorted(summary.classes.items(), key=lambda item: -item[1])
+    areas = {
+        name: f", {area:.3g} {summary.area_unit}" for name, area in summary.class_areas.items()
+    }
+    return "; ".join(f"{name} {share:.0%}{areas.get(name, '')}" for name, share in found if share)
 
 
 def _nuclei(summary: Summary) -> str:

@@ -8,6 +8,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,12 +18,13 @@ import torch
 from gigavim import __version__, models
 from gigavim.checkpoint import load_model
 from gigavim.config import Resources, RunConfig
-from gigavim.errors import GigavimError
+from gigavim.errors import GigavimError, ModelError
 from gigavim.kernels.scan import scan_backend
-from gigavim.models import available
+from gigavim.models import Listed, available, shipped, weights_path
 from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, make_plan, set_up
 from gigavim.pipelines.run import pick_device
+from gigavim.pipelines.suitable import MEANT_FOR
 from gigavim.precision import product_precision
 from gigavim.sources import open_source
 from gigavim.streamed import rows_like
@@ -109,32 +112,56 @@ def checkup() -> dict[str, Any]:
     }
 
 
-def describe_models() -> list[dict[str, Any]]:
-    """List the models that run as they are, then the architectures that need weights."""
-    listed = []
-    for item in available():
-        if item.path is None:
-            with torch.device("meta"):
-                encoder, spec = getattr(models, item.name)(), None
-        else:
-            model = load_model(item.path)
-            encoder, spec = model.encoder, model.spec
-        listed.append(
-            {
-                "name": item.name,
-                "shipped": item.path is not None,
-                "parameters": sum(p.numel() for p in encoder.parameters()),
-                "patch": encoder.config.patch,
-                "about": item.note,
-                "bands": list(spec.bands) if spec else [],
-                "spacing": spec.spacing if spec else None,
-                "unit": spec.unit if spec else None,
-                "classes": list(spec.classes.names) if spec and spec.classes else [],
-                "training_data": spec.training_data if spec else "",
-                "licence": spec.licence if spec else "",
-            }
-        )
-    return listed
+def describe_models(files: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """List models: the shipped ones, files, and the published ones.
+
+    Parameters
+    ----------
+    files
+        Names, files and addresses; by default the model files in this folder, of which those that
+        are no models say so.
+
+    Raises
+    ------
+    ModelError
+        If one of `files` is no model.
+    """
+    if files:
+        return [_described(Listed(name, weights_path(name), "as asked")) for name in files]
+    described = [_described(item) for item in available()]
+    for path in sorted(Path().glob("*.safetensors")):
+        item = Listed(str(path), path, "in this folder")
+        try:
+            described.append(_described(item))
+        except ModelError as error:
+            described.append({"name": item.name, "shipped": False, "about": str(error)})
+    return described
+
+
+def _described(item: Listed) -> dict[str, Any]:
+    """Describe one of them; an architecture whose weights are not here by itself."""
+    if item.path is None:
+        with torch.device("meta"):
+            encoder, spec = getattr(models, item.name)(), None
+    else:
+        model = load_model(item.path)
+        encoder, spec = model.encoder, model.spec
+    return {
+        "name": item.name,
+        "shipped": item.path is not None and item.path == shipped(item.name),
+        "path": item.path and str(item.path),
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "patch": encoder.config.patch,
+        "about": item.note,
+        "mode": spec.mode if spec else None,
+        "bands": list(spec.bands) if spec else [],
+        "spacing": spec.spacing if spec else None,
+        "unit": spec.unit if spec else None,
+        "classes": list(spec.classes.names) if spec and spec.classes else [],
+        "metrics": dict(spec.metrics) if spec else {},
+        "training_data": spec.training_data if spec else "",
+        "licence": spec.licence if spec else "",
+    }
 
 
 def _forecast(
@@ -163,7 +190,9 @@ def _forecast(
 
     return {
         "model": setup.model.path.stem,
-        "mode": setup.config.mode,
+        "default_for": None if setup.config.model else MEANT_FOR[setup.model.path.stem],
+        "mode": setup.mode,
+        "warnings": list(plan.warnings),
         "spacing": list(setup.spacing),
         "unit": setup.own.unit,
         "level_read": setup.plane.level,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from gigavim.area import CellAreas, cell_areas
 from gigavim.foreground import thumbnail
 from gigavim.georeference import Registration
-from gigavim.head import ClassTable, classify, clusters
+from gigavim.head import ROWS_AT_ONCE, ClassTable, clusters, probabilities
+from gigavim.ngff import coded, create_level, finish_probabilities
 from gigavim.pipelines.plan import Plan
 from gigavim.store import ResultStore
+from gigavim.store.disk import writing
+from gigavim.store.windows import SIDE
 from gigavim.views.geotiff import write_class_geotiff
 from gigavim.views.overlay import write_overlay
 from gigavim.views.rgb import to_rgb
+
+logger = logging.getLogger(__name__)
 
 PICTURE_SIDE = 1600
 """Longest side of the image in an overlay, in pixels."""
@@ -39,6 +44,16 @@ class ClassMap:
         counts = np.bincount(self.labels, minlength=len(self.table.names) + 1)[1:]
         shares = counts / max(1, counts.sum())
         return dict(zip(self.table.names, shares.tolist(), strict=True))
+
+    def areas(self, plan: Plan) -> tuple[dict[str, float], CellAreas]:
+        """Return the area of each class, none where areas are unknown, and those of the cells."""
+        grid, source = plan.setup.grid, plan.setup.source
+        cells = cell_areas(Registration.of(grid, source), grid.rows, source.levels[0].height)
+        if cells.of_row is None:
+            return {}, cells
+        weights = cells.of_row[plan.sequence.index[:, 0]]
+        sums = np.bincount(self.labels, weights, len(self.table.names) + 1)[1:]
+        return dict(zip(self.table.names, sums.tolist(), strict=True)), cells
 
 
 def apply_heads(plan: Plan, store: ResultStore) -> list[ClassMap]:
@@ -67,9 +82,7 @@ def write_maps(plan: Plan, store: ResultStore, maps: Sequence[ClassMap]) -> None
         names, colours = made.table.names, made.table.colours
         store.write_label_map(made.name, layout, names, colours, registration)
         if made.name == "classify":
-            probs = store.values("tokens/probs").astype(np.float32)
-            layers = plan.sequence.scatter(probs, np.nan).transpose(2, 0, 1)
-            store.write_map(made.name, layers, names, colours, registration)
+            _write_probabilities(plan, store, made, registration)
 
 
 def write_pictures(plan: Plan, store_path: Path, made: ClassMap) -> dict[str, str | None]:
@@ -106,28 +119,77 @@ def write_pictures(plan: Plan, store_path: Path, made: ClassMap) -> dict[str, st
 
 
 def _classify(plan: Plan, store: ResultStore) -> list[ClassMap]:
-    """Classify the image and, in tiles mode, each tile, whose class its patches then have."""
-    encoder = plan.setup.model.encoder
-    device = next(encoder.parameters()).device
-
-    def probs(vectors: NDArray[Any]) -> NDArray[np.float32]:
-        given = torch.from_numpy(vectors.astype(np.float32)).to(device)
-        return classify(given, encoder).cpu().numpy()
-
+    """Classify the image and each patch; in tiles mode the patches of a tile have its class."""
+    encoder, table = plan.setup.model.encoder, plan.setup.model.spec.classes
+    parts: Iterable[NDArray[np.float32]]
     if plan.tile is None:
-        store.write_array("image/scores", probs(store.values("image/vector")[None])[0])
-        return []
-    by_tile = probs(store.values("tiles/vectors"))
-    readable = store.values("tiles/valid") > 0
-    store.write_array("tiles/probs", by_tile.astype(np.float16))
-    store.write_array("image/scores", by_tile[readable].mean(0))
-    table = plan.setup.model.spec.classes
+        (scores,) = probabilities(store.values("image/vector")[None], encoder)
+        store.write_array("image/scores", scores[0])
+        parts = probabilities(store.array("tokens/features"), encoder)
+    else:
+        by_tile = np.concatenate(list(probabilities(store.array("tiles/vectors"), encoder)))
+        readable = store.values("tiles/valid") > 0
+        store.write_array("tiles/probs", by_tile.astype(np.float16))
+        store.write_array("image/scores", by_tile[readable].mean(0))
+        tiles = _tiles_of_patches(plan, store.values("tiles/grid_index"))
+        parts = (by_tile[tiles[cut]] for cut in plan.sequence.chunks(ROWS_AT_ONCE))
     if table is None or len(table.names) > 255:
         return []
-    tile_of = np.full([-(-side // plan.tile) for side in plan.setup.grid.shape], -1)
-    tile_of[tuple((store.values("tiles/grid_index") // plan.tile).T)] = np.arange(len(by_tile))
-    mine = tile_of[tuple((plan.sequence.index // plan.tile).T)]
-    store.write_array("tokens/probs", by_tile[mine].astype(np.float16))
+    # By its mean, what the head says of an image is the mean of what it says of the patches.
+    pooled = encoder.config.class_token, encoder.config.pool
+    if plan.tile is None and pooled != ("none", "mean"):
+        logger.warning(
+            "%s: the model classifies by its class token, not patch by patch; there is no class "
+            "map in whole mode, --mode tiles makes one", plan.setup.source.path,
+        )  # fmt: skip
+        return []
     valid = store.values("tokens/valid") > 0
-    labels = np.where(valid, by_tile.argmax(1)[mine] + 1, 0).astype(np.uint8)
+    labels = np.zeros(len(valid), np.uint8)
+    shape = (len(valid), len(table.names))
+    store.write_rows("tokens/probs", _labelled(parts, valid, labels), shape, np.float16)
     return [ClassMap("classify", labels, table)]
+
+
+def _tiles_of_patches(plan: Plan, corners: NDArray[np.integer]) -> NDArray[np.intp]:
+    """Return which tile each patch of the sequence is in, given the first patch of each tile."""
+    assert plan.tile is not None
+    tile_of = np.full([-(-side // plan.tile) for side in plan.setup.grid.shape], -1)
+    tile_of[tuple((corners // plan.tile).T)] = np.arange(len(corners))
+    return np.asarray(tile_of[tuple((plan.sequence.index // plan.tile).T)])
+
+
+def _labelled(
+    parts: Iterable[NDArray[np.float32]], valid: NDArray[np.bool_], labels: NDArray[np.uint8]
+) -> Iterator[NDArray[np.float32]]:
+    """Pass probabilities on, NaN where a patch is not valid, and note the likeliest classes."""
+    start = 0
+    for probs in parts:
+        here = slice(start, start + len(probs))
+        labels[here] = np.where(valid[here], probs.argmax(1) + 1, 0)
+        probs[~valid[here]] = np.nan
+        yield probs
+        start += len(probs)
+
+
+def _write_probabilities(
+    plan: Plan, store: ResultStore, made: ClassMap, registration: Registration
+) -> None:
+    """Write the maps of probabilities window by window, however many classes there are."""
+    probs, names, grid = store.array("tokens/probs"), made.table.names, plan.setup.grid
+    maps = store.group.require_group("maps")
+    with writing(store.path):
+        level = create_level(maps, made.name, (len(names), *grid.shape), np.uint8, shard=SIDE)
+        for block in grid.blocks(SIDE, SIDE):
+            cells = np.indices((block.rows, block.columns)).reshape(2, -1).T
+            corner = np.array([block.row, block.column])
+            positions = plan.sequence.positions_of(cells + corner)
+            known = np.flatnonzero(positions >= 0)
+            # In rising order, so that each part of the file is read once.
+            known = known[np.argsort(positions[known])]
+            window = np.zeros((len(cells), len(names)), np.uint8)
+            for start in range(0, len(known), ROWS_AT_ONCE):
+                rows = known[start : start + ROWS_AT_ONCE]
+                read = np.asarray(probs.oindex[positions[rows].astype(np.int64)], np.float32)
+                window[rows] = coded(read)
+            level[:, *block.slices] = window.T.reshape(-1, block.rows, block.columns)
+        finish_probabilities(maps, made.name, names, made.table.colours, registration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.checkpoint import Model, load_model
-from gigavim.config import RunConfig
+from gigavim.config import Mode, RunConfig
 from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
 from gigavim.foreground import data_of, foreground, thumbnail
 from gigavim.geometry import Grid, Spacing
-from gigavim.models import default_model
 from gigavim.orders import Order
 from gigavim.patches import (
     PatchBlock,
@@ -24,11 +24,11 @@ from gigavim.patches import (
     foreground_blocks,
     tile_blocks,
 )
+from gigavim.pipelines.suitable import default_model, misfits
 from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source
 from gigavim.sources.bands import select_bands
 from gigavim.sources.plane import no_spacing
-from gigavim.stain import stain_shares
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ HEADS = ("features", "classify", "clusters", "nuclei")
 
 @dataclass(frozen=True)
 class Setup:
-    """An image and a model that fit each other; no pixel is read yet."""
+    """An image and a model that fit each other; no more than a thumbnail is read yet."""
 
     config: RunConfig
     source: Source
@@ -53,6 +53,11 @@ class Setup:
 
     own: Spacing
     """Of level 0."""
+
+    @property
+    def mode(self) -> Mode:
+        """How the image is read: as was asked for, or as the model is better in."""
+        return self.config.mode or self.model.spec.mode or "whole"
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -72,6 +77,8 @@ class Plan:
     """Patches to a side of a tile; None where the image is one sequence."""
     blocks: tuple[PatchBlock, ...]
     """What is read at once, in the order of reading."""
+    warnings: tuple[str, ...] = ()
+    """In what the image is outside of what the model was trained for."""
 
     @property
     def megapixels(self) -> float:
@@ -105,13 +112,13 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
         If the image or the model cannot be opened, or they do not fit.
     """
     source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
-    model = load_model(config.model or default_model(source.kind), device)
+    model = load_model(config.model or default_model(source), device)
     order = _order(config, model)
     heads = _heads(config, model)
     source, slots = _fit_bands(source, config, model)
     if source.spacing is None:
         raise NoSpacingError(no_spacing(source))
-    plane = Plane.at(source, _spacing(source, source.spacing, model, config))
+    plane = Plane.at(source, _spacing(source.spacing, model, config))
     architecture = model.spec.architecture
     grid = Grid.over(
         source.levels[0].height,
@@ -141,10 +148,12 @@ def make_plan(setup: Setup) -> Plan:
             "--mask FILE says where to look"
         )
     spec = setup.model.spec
-    _warn_of_stain(setup)
+    warnings = tuple(misfits(source, spec, setup.slots, math.sqrt(plane.ratio_y * plane.ratio_x)))
+    for warning in warnings:
+        logger.warning("%s: %s", source.path, warning)
     tile = None
     blocks = tuple(foreground_blocks(grid, found, block_side(plane, grid)))
-    if config.mode == "tiles":
+    if setup.mode == "tiles":
         tile = (spec.tile - spec.architecture.patch) // spec.architecture.stride + 1
         blocks = tuple(tile_blocks(grid, found, block_side(plane, grid, tile), tile))
     mean, std = _normalisation(setup)
@@ -154,6 +163,7 @@ def make_plan(setup: Setup) -> Plan:
         PatchReader(plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std),
         tile,
         blocks,
+        warnings,
     )
 
 
@@ -219,34 +229,15 @@ def _natural_head(model: Model) -> str:
     return "clusters" if model.spec.classes is None else "classify"
 
 
-def _spacing(source: Source, own: Spacing, model: Model, config: RunConfig) -> float | None:
-    """Decide on the spacing: the user's, the model's, or the source's own as it stands."""
-    trained, comparable = model.spec.spacing, own.unit == model.spec.unit
-    if config.spacing is None:
-        return trained if comparable else None
-    if trained and comparable and not 0.5 <= config.spacing / trained <= 2:
-        logger.warning(
-            "%s: the model was trained at %g %s/px and reads %g; its features may mean less",
-            source.path, trained, own.unit, config.spacing,
-        )  # fmt: skip
-    return config.spacing
+def _spacing(own: Spacing, model: Model, config: RunConfig) -> float | None:
+    """Decide on the spacing: the user's, the model's, or the source's own as it stands.
 
-
-def _warn_of_stain(setup: Setup) -> None:
-    """Say so where an image is stained as none that the model was trained on."""
-    spec, source = setup.model.spec, setup.source
-    if not spec.stain:
-        return
-    pixels, _, _ = thumbnail(source, 1024)
-    values = pixels.values[data_of(pixels)].astype(np.float64) * spec.scale
-    for slot, share in zip(setup.slots, stain_shares(values), strict=True):
-        low, high = spec.stain[slot]
-        if not low <= share <= high:
-            logger.warning(
-                "%s: %s has %.0f %% of the stain, and %.0f to %.0f %% in what the model was "
-                "trained on; what it finds may mean less",
-                source.path, spec.bands[slot], 100 * share, 100 * low, 100 * high,
-            )  # fmt: skip
+    Of a source that is coarser than the model's, there is nothing finer to read than its own.
+    """
+    trained = model.spec.spacing
+    if config.spacing is not None or trained is None or own.unit != model.spec.unit:
+        return config.spacing
+    return max(trained, own.y, own.x)
 
 
 def _normalisation(setup: Setup) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -82,7 +82,7 @@ def run_image(
         attributes = _attributes(setup, command)
     if not force and ResultStore.is_finished(store_path, attributes):
         return Summary(path, "skipped", store=str(store_path))
-    if config.mode == "tiles" and (resources.workers or resources.scheduler):
+    if setup.mode == "tiles" and (resources.workers or resources.scheduler):
         raise GigavimError("workers share one sequence: use --mode whole, or leave them out")
     if setup.order == "cross" and (resources.workers or resources.scheduler):
         raise GigavimError("workers share sequences, not rows and columns: leave them out")
@@ -103,13 +103,14 @@ def run_image(
         if "nuclei" in setup.heads:
             with products_in(config.precision, device):
                 found |= map_nuclei(plan, store, store_path, resources.readers, stages, progress)
+        areas, cells = maps[0].areas(plan) if maps else ({}, None)
         summary = Summary(
             image=path,
             status="complete",
             store=str(store_path),
             **found,
             model=setup.model.path.stem,
-            mode=config.mode,
+            mode=setup.mode,
             spacing=setup.spacing,
             unit=setup.own.unit,
             tokens=len(plan.sequence),
@@ -124,6 +125,10 @@ def run_image(
             if device.startswith("cuda")
             else None,
             classes=maps[0].shares() if maps else {},
+            class_areas=areas,
+            area_unit=cells.unit if cells else None,
+            area_unknown=cells.unknown if cells else None,
+            warnings=plan.warnings,
         )
         store.finish(
             seconds=summary.seconds,
@@ -156,7 +161,7 @@ def pick_device(name: str) -> str:
 def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
     """Say what the store is of; `configuration`, `model` and `source` make the run what it is."""
     config, source, grid = setup.config, setup.source, setup.grid
-    configuration = config.as_dict() | {"order": setup.order}
+    configuration = config.as_dict() | {"order": setup.order, "mode": setup.mode}
     # Which model it is shows below, by its content.
     del configuration["model"]
     if config.mask is not None:

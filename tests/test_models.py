@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -42,11 +40,11 @@ def test_bands_and_classes_may_differ_from_the_published_ones() -> None:
 def test_each_published_architecture_is_listed_with_where_its_weights_are() -> None:
     listed = {each.name: each for each in models.available() if each.path is None}
     assert set(listed) == {constructor.__name__ for constructor in PARAMETERS}
-    assert all("huggingface.co/hustvl/Vim-" in each.note for each in listed.values())
+    assert all("hf://hustvl/Vim-" in each.note for each in listed.values())
 
 
 def test_an_architecture_is_not_run_on_random_weights() -> None:
-    with pytest.raises(ModelError, match=r"download .*vim_t_midclstok_76p1acc\.pth"):
+    with pytest.raises(ModelError, match=r"--fetch vim_tiny.*vim_t_midclstok_76p1acc\.pth"):
         models.weights_path("vim_tiny")
 
 
@@ -62,16 +60,12 @@ def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["slide", "scene"])
-def test_shipped_models_are_found_by_the_kind_of_image(
-    kind: Literal["slide", "scene"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_models_that_ship_are_listed_and_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "WEIGHTS", tmp_path)
-    remedy = re.escape(f"{kind}-mini, the model for a {kind}, is not in {tmp_path}; install")
-    with pytest.raises(ModelError, match=remedy):
-        models.default_model(kind)
-    weights = tmp_path / f"{kind}-mini.safetensors"
+    assert models.shipped("landcover") is None
+    weights = tmp_path / "landcover.safetensors"
     weights.touch()
-    name = models.default_model(kind)
-    assert models.weights_path(name) == weights
-    assert [each.name for each in models.available() if each.path] == [name]
+    assert models.shipped("landcover") == models.weights_path("landcover") == weights
+    assert [each.name for each in models.available() if each.path] == ["landcover"]

@@ -1,0 +1,127 @@
+"""Which model suits an image, and in what an image is other than what a model was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gigavim.area import cell_areas
+from gigavim.checkpoint import ModelSpec, read_spec
+from gigavim.foreground import data_of, thumbnail
+from gigavim.georeference import Registration
+from gigavim.models import shipped, weights_path
+from gigavim.sources import Source
+from gigavim.stain import stain_shares
+
+RGB = ("red", "green", "blue")
+FINE_UM = 0.55
+"""Coarsest pixel of a slide in which nuclei are looked for: 0.5 µm, as scanners mean it."""
+LAND_M = 5.0, 20.0
+"""Sides of a pixel in which land cover is told."""
+OFF = 1.5
+"""Factor between the spacings of training and of a run from which on it warns."""
+
+MEANT_FOR = {
+    "nuclei": "slides in H&E of 0.5 µm/px and finer",
+    "landcover": "scenes of red, green and blue at 5 to 20 m",
+    "slide-mini": "other slides",
+    "scene-mini": "other scenes",
+}
+"""What the rule of `default_model` takes each model for."""
+
+
+def default_model(source: Source) -> str:
+    """Return the name of the shipped model for an image.
+
+    - ``nuclei`` for slides of 0.5 µm per pixel and finer that are stained as its training data,
+      with haematoxylin and eosin;
+    - ``landcover`` for scenes of red, green and blue alone, 0 to 255, of 5 to 20 m per pixel;
+    - otherwise, or where these do not ship, ``slide-mini`` and ``scene-mini``, which make clusters.
+
+    Raises
+    ------
+    ModelError
+        If this installation lacks the model.
+    SourceError
+        If the thumbnail of a slide cannot be read.
+    """
+    side = pixel_side(source)
+    names = tuple(band.name for band in source.bands)
+    if names == RGB and source.dtype == np.uint8 and side is not None:
+        nuclei = shipped("nuclei")
+        spec = nuclei and read_spec(nuclei)
+        fine = source.kind == "slide" and side <= FINE_UM
+        if fine and spec and not any(unusual_stain(source, spec, (0, 1, 2))):
+            return "nuclei"
+        if source.kind == "scene" and LAND_M[0] <= side <= LAND_M[1] and shipped("landcover"):
+            return "landcover"
+    return weights_path(f"{source.kind}-mini").stem
+
+
+def pixel_side(source: Source) -> float | None:
+    """Return the side of a level-0 pixel in µm of a slide, or metres of a scene; None if unknown.
+
+    Of a scene in degrees it is that of a square as large as a pixel in the middle row.
+    """
+    if source.spacing is None:
+        return None
+    if source.spacing.unit == "µm":
+        return math.sqrt(source.spacing.y * source.spacing.x)
+    registration = Registration(
+        1.0, 1.0, source.spacing, crs=source.crs, transform=source.transform
+    )
+    areas = cell_areas(registration, source.levels[0].height).of_row
+    return None if areas is None else 1e3 * math.sqrt(areas[len(areas) // 2])
+
+
+def misfits(source: Source, spec: ModelSpec, slots: Sequence[int], ratio: float) -> Iterator[str]:
+    """Yield in what an image is outside of what a model was trained for, for people.
+
+    Parameters
+    ----------
+    slots
+        Where each band of the source goes among the model's.
+    ratio
+        Level-0 pixels to a side of a pixel that the model sees.
+    """
+    side = pixel_side(source)
+    unit = {"slide": "µm", "scene": "metre"}[source.kind]
+    if spec.spacing and spec.unit == unit and side is not None:
+        factor = side * ratio / spec.spacing
+        if max(factor, 1 / factor) > OFF:
+            yield (
+                f"the model was trained at {spec.spacing:g} {unit}/px and reads "
+                f"{side * ratio:.3g}; what it says may mean less"
+            )
+    wanted = [spec.bands[slot] for slot in slots]
+    if not {band.name for band in source.bands} & set(wanted):
+        yield (
+            f"its bands {', '.join(band.name for band in source.bands)} are taken for "
+            f"{', '.join(wanted)}, in this order; --bands says otherwise"
+        )
+    if spec.normalisation == "fixed" and spec.scale == 1 / 255 and source.dtype != np.uint8:
+        yield (
+            f"its values are {source.dtype}, and the model was trained on 0 to 255; "
+            "stretch them to bytes first"
+        )
+    for band, share, low, high in unusual_stain(source, spec, slots):
+        yield (
+            f"{band} has {share:.0%} of the stain, and {low:.0%} to {high:.0%} in what the model "
+            "was trained on; what it says may mean less"
+        )
+
+
+def unusual_stain(
+    source: Source, spec: ModelSpec, slots: Sequence[int]
+) -> Iterator[tuple[str, float, float, float]]:
+    """Yield bands, with their share in the stain and the range of it that the model knows."""
+    if not spec.stain:
+        return
+    pixels, _, _ = thumbnail(source, 1024)
+    values = pixels.values[data_of(pixels)].astype(np.float64) * spec.scale
+    for slot, share in zip(slots, stain_shares(values), strict=True):
+        low, high = spec.stain[slot]
+        if not low <= share <= high:
+            yield spec.bands[slot], float(share), low, high

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from gigavim import models
+from gigavim.checkpoint import ModelSpec, load_model, save_model
+from gigavim.pipelines.suitable import default_model, misfits, pixel_side
+from gigavim.sources import open_source
+from images import UTM, tissue, write_model, write_scene, write_slide
+
+STAIN = ((0.2, 0.35), (0.4, 0.6), (0.15, 0.3))
+"""Of the slide that `images.tissue` paints."""
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All shipped models, small."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("slide-mini", "scene-mini", "landcover", "nuclei"):
+        write_model(folder / f"{name}.safetensors")
+    model = load_model(folder / "nuclei.safetensors")
+    spec = ModelSpec(model.spec.architecture, mean=model.spec.mean, std=model.spec.std, stain=STAIN)
+    save_model(folder / "nuclei.safetensors", model.encoder, spec)
+    monkeypatch.setattr(models, "WEIGHTS", folder)
+    return folder
+
+
+def write_raster(
+    path: Path, *, bands: int = 3, metres: float = 10.0, crs: str = UTM, dtype: str = "uint8"
+) -> Path:
+    image = np.random.default_rng(0).integers(1, 255, (bands, 64, 64)).astype(dtype)
+    y = 48.0 if crs == "EPSG:4326" else 5_300_000.0
+    with rasterio.open(
+        path, "w", driver="GTiff", height=64, width=64, count=bands, dtype=dtype, crs=crs,
+        transform=rasterio.Affine(metres, 0, 9, 0, -metres, y),
+        photometric="RGB" if bands == 3 else "MINISBLACK",
+    ) as raster:  # fmt: skip
+        raster.write(image)
+        raster.descriptions = ("red", "green", "blue", "nir")[:bands]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raster", "name"),
+    [
+        ({}, "landcover"),
+        ({"metres": 5.0}, "landcover"),
+        ({"metres": 20.0}, "landcover"),
+        ({"metres": 4.0}, "scene-mini"),
+        ({"metres": 30.0}, "scene-mini"),
+        ({"bands": 4}, "scene-mini"),
+        ({"dtype": "uint16"}, "scene-mini"),
+        ({"crs": "EPSG:4326", "metres": 1e-4}, "landcover"),  # 11 m by 7 m
+        ({"crs": "EPSG:4326", "metres": 1e-3}, "scene-mini"),
+    ],
+)
+def test_land_cover_is_told_of_bytes_of_red_green_and_blue_near_ten_metres(
+    weights: Path, tmp_path: Path, raster: dict[str, object], name: str
+) -> None:
+    path = write_raster(tmp_path / "scene.tif", **raster)  # type: ignore[arg-type]
+    assert default_model(open_source(path)) == name
+
+
+@pytest.mark.parametrize(
+    ("mpp", "turned", "name"),
+    [
+        (0.25, False, "nuclei"),
+        (0.5, False, "nuclei"),
+        (1.0, False, "slide-mini"),
+        (0.25, True, "slide-mini"),
+    ],
+)
+def test_nuclei_are_looked_for_in_fine_slides_of_the_stain_that_is_known(
+    weights: Path, tmp_path: Path, mpp: float, turned: bool, name: str
+) -> None:
+    image = tissue(512, 512)
+    if turned:  # what took green takes red
+        image = np.ascontiguousarray(image[..., [1, 0, 2]])
+    slide = write_slide(tmp_path / "slide.svs", image, mpp=mpp)
+    assert default_model(open_source(slide)) == name
+
+
+def test_without_the_trained_models_the_small_ones_are_taken(weights: Path, tmp_path: Path) -> None:
+    (weights / "landcover.safetensors").unlink()
+    (weights / "nuclei.safetensors").unlink()
+    assert default_model(open_source(write_raster(tmp_path / "s.tif"))) == "scene-mini"
+    slide = write_slide(tmp_path / "slide.svs", tissue(256, 256), mpp=0.25)
+    assert default_model(open_source(slide)) == "slide-mini"
+
+
+def test_a_pixel_in_degrees_has_a_side_in_metres(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "s.tif", crs="EPSG:4326", metres=1e-4)
+    assert pixel_side(open_source(path)) == pytest.approx((11.12 * 7.46) ** 0.5, rel=1e-3)
+
+
+def test_what_a_model_does_not_know_of_an_image_is_said(tmp_path: Path) -> None:
+    model = load_model(write_model(tmp_path / "m.safetensors", spacing=None))
+    slots = (0, 1, 2)
+    path = write_raster(tmp_path / "plain.tif")
+    assert list(misfits(open_source(path), model.spec, slots, 1.0)) == []
+    path = write_raster(tmp_path / "deep.tif", dtype="uint16")
+    (values,) = misfits(open_source(path), model.spec, slots, 1.0)
+    assert values.startswith("its values are uint16, and the model was trained on 0 to 255")
+    path = write_scene(tmp_path / "other.tif")
+    with rasterio.open(path, "r+") as raster:
+        raster.descriptions = ("a", "b", "c", "d")
+    four = load_model(
+        write_model(tmp_path / "four.safetensors", bands=("blue", "green", "red", "nir"))
+    )
+    (bands,) = misfits(open_source(path), four.spec, (0, 1, 2, 3), 1.0)
+    assert "are taken for blue, green, red, nir, in this order" in bands
