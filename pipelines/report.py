@@ -87,7 +87,15 @@ class Summary:
     peak_device_memory_bytes: int | None = None
     """Most memory allocated at once on the GPU; None where there is none."""
     classes: dict[str, float] = field(default_factory=dict)
-    """Share of the mapped area by class."""
+    """Share of the mapped patches by class."""
+    class_areas: dict[str, float] = field(default_factory=dict)
+    """Area by class, in ``area_unit``."""
+    area_unit: str | None = None
+    """``mm²`` for a slide, ``km²`` for a scene."""
+    area_unknown: str | None = None
+    """Why there are no areas, where there is a map."""
+    warnings: tuple[str, ...] = ()
+    """In what the image is outside of what the model was trained for."""
     nuclei: int | None = None
     """How many were found; None where none were looked for."""
     nuclei_per_mm2: float | None = None
