@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from gigavim import __version__
+from gigavim.bag import BagConfig, GatedAttention
 from gigavim.dense import Decoder, DecoderConfig
 from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.errors import ModelError
@@ -38,6 +39,8 @@ KEY = "gigavim"
 """Of the metadata of a safetensors file."""
 DECODER = "decoder."
 """What the names of a decoder's weights begin with."""
+BAG = "bag."
+"""What the names of the weights of a head of whole images begin with."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -72,6 +75,8 @@ class ModelSpec:
     """What maps every pixel; None where the model does not."""
     nuclei: NucleiConfig | None = None
     """How nuclei are found in what the decoder makes; None where it maps something else."""
+    bag: BagConfig | None = None
+    """What gives a whole image its class, in place of the encoder's classifier; None without it."""
     stain: tuple[tuple[float, float], ...] = ()
     """Per band, between what its share in the stain lay in training (`stain_shares`); or empty."""
     training_data: str = ""
@@ -93,9 +98,10 @@ class ModelSpec:
                 f"a model of {bands} bands needs {bands} names and, unless normalised per image, "
                 f"means and stds, not {len(self.bands)}, {len(self.mean)} and {len(self.std)}"
             )
-        if self.classes is not None and len(self.classes.names) != self.architecture.classes:
+        classes = self.architecture.classes if self.bag is None else self.bag.classes
+        if self.classes is not None and len(self.classes.names) != classes:
             raise ValueError(
-                f"a classifier of {self.architecture.classes} classes needs as many names, "
+                f"a classifier of {classes} classes needs as many names, "
                 f"not {len(self.classes.names)}"
             )
 
@@ -126,6 +132,8 @@ class ModelSpec:
         values["stain"] = tuple((low, high) for low, high in values.get("stain", ()))
         if values.get("nuclei"):
             values["nuclei"] = NucleiConfig(**values["nuclei"])
+        if values.get("bag"):
+            values["bag"] = BagConfig(**values["bag"])
         return cls(**values)
 
 
@@ -142,6 +150,8 @@ class Model:
     """Of that file, in hexadecimal."""
     decoder: Decoder | None = None
     """Like `encoder`; None where the model maps no pixels."""
+    bag: GatedAttention | None = None
+    """Like `encoder`; None where the model does not classify by attention."""
 
 
 def load_model(
@@ -183,7 +193,8 @@ def load_model(
     with torch.device("meta"):
         encoder = VisionMamba(spec.architecture)
         decoder = Decoder(spec.architecture, spec.decoder) if spec.decoder else None
-    parts = _parts(encoder, decoder)
+        bag = GatedAttention(spec.architecture.width, spec.bag) if spec.bag else None
+    parts = _parts(encoder, decoder, bag)
     _check_fit(parts, weights, path)
     for prefix, part in parts.items():
         own = {name: weights[prefix + name] for name in part.state_dict()}
@@ -191,7 +202,7 @@ def load_model(
         part.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Model(encoder, spec, path, sha256, decoder)
+    return Model(encoder, spec, path, sha256, decoder, bag)
 
 
 def save_model(
@@ -201,8 +212,9 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     *,
     decoder: Decoder | None = None,
+    bag: GatedAttention | None = None,
 ) -> None:
-    """Write an encoder, perhaps a decoder, and their specification to one safetensors file.
+    """Write an encoder, what may come after it, and their specification to one safetensors file.
 
     Parameters
     ----------
@@ -212,23 +224,28 @@ def save_model(
     Raises
     ------
     ValueError
-        If `spec` describes another architecture or decoder.
+        If `spec` describes another architecture, decoder or bag.
     """
     if spec.architecture != encoder.config:
         raise ValueError("the specification describes another architecture than the encoder has")
     if spec.decoder != (decoder.config if decoder else None):
         raise ValueError("the specification describes another decoder than there is")
+    if spec.bag != (bag.config if bag else None):
+        raise ValueError("the specification describes another head of whole images than there is")
     weights = {
         prefix + name: _stored(tensor, dtype)
-        for prefix, part in _parts(encoder, decoder).items()
+        for prefix, part in _parts(encoder, decoder, bag).items()
         for name, tensor in part.state_dict().items()
     }
     safetensors.torch.save_file(weights, path, {KEY: spec.to_json()})
 
 
-def _parts(encoder: VisionMamba, decoder: Decoder | None) -> dict[str, nn.Module]:
+def _parts(
+    encoder: VisionMamba, decoder: Decoder | None, bag: GatedAttention | None
+) -> dict[str, nn.Module]:
     """Return the modules of a model by what the names of their weights begin with."""
-    return {"": encoder} if decoder is None else {"": encoder, DECODER: decoder}
+    parts = {"": encoder, DECODER: decoder, BAG: bag}
+    return {prefix: part for prefix, part in parts.items() if part is not None}
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
