@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from gigavim.architecture import VisionMambaConfig
-from gigavim.kernels import causal_conv, scan_backend, scan_summary, selective_scan
+from gigavim.kernels import (
+    ScanInputs,
+    bidirectional_scan,
+    causal_conv,
+    scan_backend,
+    scan_summary,
+    selective_scan,
+)
 from gigavim.kernels.block import BlockWeights, DirectionWeights, fused_block, fused_step
 
 __all__ = ["Block", "DirectionState", "Mixer", "norm_of"]
@@ -116,36 +123,45 @@ class Mixer(nn.Module):
         self, xz: Tensor, direction: Direction, state: DirectionState
     ) -> tuple[Tensor, DirectionState]:
         """Convolve, scan and gate what `in_proj` made, in one direction, shape (b, l, E)."""
-        z = xz.chunk(2, -1)[1]
-        u, dt, B, C, halo = self._steps(xz, direction, state.halo)
-        y, h = selective_scan(
-            u, dt, direction.A, B, C, direction.D, z, direction.dt_proj.bias,
-            dt_softplus=True, h=state.h, reverse=direction.reverse,
-        )  # fmt: skip
+        inputs, halo = self._inputs(xz, direction, state)
+        y, h = selective_scan(*inputs[:8], dt_softplus=True, h=inputs.h, reverse=direction.reverse)
         return y, DirectionState(h, halo)
+
+    def scan_end(self, xz: Tensor, state: DirectionState) -> tuple[Tensor, DirectionState]:
+        """Sum both directions over the last tile, where one ends and the other begins.
+
+        `state` is the forward direction's before the tile; the backward one's after it is returned.
+        """
+        backward = self.direction(reverse=True)
+        begin = DirectionState(None, None if backward.conv_reverse else state.halo)
+        inputs, _ = self._inputs(xz, self.direction(reverse=False), state)
+        reversed_inputs, halo = self._inputs(xz, backward, begin)
+        (y, _), (y_reverse, h) = bidirectional_scan(inputs, reversed_inputs, dt_softplus=True)
+        return y + y_reverse, DirectionState(h, halo)
 
     def summary(
         self, xz: Tensor, direction: Direction, halo: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return what `scan` makes of any state, as `gigavim.kernels.scan_summary` says it."""
-        u, dt, B, _, _ = self._steps(xz, direction, halo)
+        inputs, _ = self._inputs(xz, direction, DirectionState(halo=halo))
         return scan_summary(
-            dt, direction.A, B, u, direction.dt_proj.bias,
+            inputs.dt, inputs.A, inputs.B, inputs.u, inputs.dt_bias,
             dt_softplus=True, reverse=direction.reverse,
         )  # fmt: skip
 
-    def _steps(
-        self, xz: Tensor, direction: Direction, halo: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return what is scanned, u, dt, B and C, and the next halo."""
-        x = xz.chunk(2, -1)[0]  # (b, l, E)
-        conv = direction.conv
+    def _inputs(
+        self, xz: Tensor, direction: Direction, state: DirectionState
+    ) -> tuple[ScanInputs, Tensor]:
+        """Return what is scanned, and the next halo."""
+        x, z = xz.chunk(2, -1)  # (b, l, E)
+        conv, dt_proj, reverse = direction.conv, direction.dt_proj, direction.conv_reverse
         u, halo = causal_conv(
-            x, conv.weight[:, 0], _present(conv.bias), halo=halo, reverse=direction.conv_reverse
+            x, conv.weight[:, 0], _present(conv.bias), halo=state.halo, reverse=reverse
         )
         dt, B, C = direction.x_proj(u).split(self.split, -1)  # (b, l, R), (b, l, N), (b, l, N)
-        # The scan adds the bias, in float32.
-        return u, nn.functional.linear(dt, direction.dt_proj.weight), B, C, halo
+        dt = nn.functional.linear(dt, dt_proj.weight)  # the scan adds the bias, in float32
+        A, D = direction.A, direction.D
+        return ScanInputs(u, dt, A, B, C, D, z, dt_proj.bias, state.h), halo
 
     def project(self, y: Tensor) -> Tensor:
         """Return what both directions, or the share of one, add to the tokens, (b, l, D)."""
@@ -179,18 +195,23 @@ class Block(nn.Module):
         added = torch.empty_like(residual)
 
         direction, state, tiles = mixer.direction(reverse=False), DirectionState(), []
+        both = mixer.directions != "forward"
         for start in range(0, length, size):
             cut, halo = slice(start, start + size), state.halo
             xz = mixer.in_proj(self.norm(residual[:, cut]))
+            if both and start + size >= length:
+                y, state = mixer.scan_end(xz, state)
+                added[:, cut] = mixer.project(y)
+                break
             y, state = mixer.scan(xz, direction, state)
-            keep = mixer.directions != "forward" and start >= length - chunk
+            keep = both and start >= length - chunk
             if not keep:
                 added[:, cut] = mixer.project(y)
             tiles.append(Tile(cut, halo, (xz, y) if keep else None))
-        if mixer.directions == "forward":
+        if not both:
             return added
 
-        direction, state = mixer.direction(reverse=True), DirectionState()
+        direction = mixer.direction(reverse=True)
         while tiles:
             cut, halo, kept = tiles.pop()
             if not direction.conv_reverse:

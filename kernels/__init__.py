@@ -11,10 +11,20 @@ size (Delta in the papers), ``A`` decay rates, ``B`` input and ``C`` output weig
 """
 
 from gigavim.kernels.conv import causal_conv
-from gigavim.kernels.scan import Backend, combine, scan_backend, scan_summary, selective_scan
+from gigavim.kernels.scan import (
+    Backend,
+    ScanInputs,
+    bidirectional_scan,
+    combine,
+    scan_backend,
+    scan_summary,
+    selective_scan,
+)
 
 __all__ = [
     "Backend",
+    "ScanInputs",
+    "bidirectional_scan",
     "causal_conv",
     "combine",
     "scan_backend",

@@ -15,7 +15,16 @@ from gigavim.errors import KernelError
 from gigavim.kernels.packed import check_offsets, count_sequences
 from gigavim.kernels.scan import c_scan, library, reference, torch_scan
 
-__all__ = ["Backend", "backend_name", "combine", "scan_backend", "scan_summary", "selective_scan"]
+__all__ = [
+    "Backend",
+    "ScanInputs",
+    "backend_name",
+    "bidirectional_scan",
+    "combine",
+    "scan_backend",
+    "scan_summary",
+    "selective_scan",
+]
 
 
 class Backend(NamedTuple):
@@ -25,6 +34,20 @@ class Backend(NamedTuple):
     """``reference``, ``torch``, ``c`` or ``triton``."""
     reason: str
     """For people, for instance to be printed by ``gigavim doctor``."""
+
+
+class ScanInputs(NamedTuple):
+    """What one direction scans, as `selective_scan` says it."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    dt_bias: Tensor | None = None
+    h: Tensor | None = None
 
 
 def scan_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
@@ -178,6 +201,63 @@ def selective_scan(
         "offsets": offsets,
     }
     return scan(u, dt, A, B, C, D, z, dt_bias, **options)
+
+
+def bidirectional_scan(
+    forward: ScanInputs,
+    backward: ScanInputs,
+    *,
+    dt_softplus: bool = False,
+    offsets: Tensor | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Scan forwards and backwards, as two calls of `selective_scan` would, in one go.
+
+    Parameters
+    ----------
+    forward, backward
+        What is scanned from the first token on, and from the last one back. u, dt, A, B and C have
+        the same shapes in both.
+    dt_softplus, offsets
+        As in `selective_scan`, for both.
+
+    Returns
+    -------
+    forward, backward
+        y and h of each direction.
+
+    Raises
+    ------
+    ValueError, KernelError
+        As in `selective_scan`.
+    """
+    for inputs in (forward, backward):
+        _check_shapes(*inputs, offsets)
+    for name in ("u", "dt", "A", "B", "C"):
+        x, other = getattr(forward, name), getattr(backward, name)
+        if x.shape != other.shape:
+            shapes = f"{_shape(x)} and {_shape(other)}"
+            raise ValueError(f"{name} must have one shape in both directions, not {shapes}")
+    match backend_name(forward.u.device, forward.u.dtype):
+        case "c":
+            return c_scan.bidirectional_scan(
+                forward, backward, dt_softplus=dt_softplus, offsets=offsets
+            )
+        case "triton":
+            from gigavim.kernels.scan import triton_scan
+
+            return triton_scan.bidirectional_scan(
+                triton_scan.Inputs(*forward),
+                triton_scan.Inputs(*backward),
+                dt_softplus=dt_softplus,
+                offsets=offsets,
+            )
+    first, second = (
+        selective_scan(
+            *inputs[:8], dt_softplus=dt_softplus, h=inputs.h, reverse=reverse, offsets=offsets
+        )
+        for inputs, reverse in ((forward, False), (backward, True))
+    )
+    return first, second
 
 
 def scan_summary(

@@ -1,12 +1,14 @@
 """The scan in C (scan.c), forward and backward, as operators of PyTorch.
 
-``torch.ops.gigavim.scan_forward`` and ``scan_backward`` check nothing: call them through
-`gigavim.kernels`. They are whole to ``torch.compile`` and ``torch.export``.
+``torch.ops.gigavim.scan_forward``, ``scan_both`` and ``scan_backward`` check nothing: call them
+through `gigavim.kernels`. They are whole to ``torch.compile`` and ``torch.export``.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +62,30 @@ def scan_summary(
     return s, h
 
 
+def bidirectional_scan(
+    forward: Sequence[Any],
+    backward: Sequence[Any],
+    *,
+    dt_softplus: bool = False,
+    offsets: Tensor | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Run `gigavim.kernels.bidirectional_scan` of two ScanInputs; no bit differs from two scans.
+
+    Without gradients to come it is one call of the library, whose threads share both directions.
+    """
+    inputs, reversed_inputs = _operands(*forward), _operands(*backward)
+    if _differentiable(*inputs, *reversed_inputs):
+        options: dict[str, Any] = {"dt_softplus": dt_softplus, "offsets": offsets}
+        return (
+            selective_scan(*forward[:-1], h=forward[-1], **options),
+            selective_scan(*backward[:-1], h=backward[-1], reverse=True, **options),
+        )
+    y, h, y_reverse, h_reverse = torch.ops.gigavim.scan_both.default(
+        inputs, reversed_inputs, offsets, dt_softplus
+    )
+    return (y.to(forward[0].dtype), h), (y_reverse.to(backward[0].dtype), h_reverse)
+
+
 def _scan(
     u: Tensor,
     dt: Tensor,
@@ -75,9 +101,28 @@ def _scan(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output (b, l, d), the last state and the sum of the step sizes."""
+    inputs = _operands(u, dt, A, B, C, D, z, dt_bias, h)
+    y, h, s, _ = torch.ops.gigavim.scan_forward.default(
+        *inputs, offsets, (softplus, reverse, _differentiable(*inputs))
+    )
+    return y, h, s
+
+
+def _operands(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    h: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Return the tensors as the operators take them."""
     weights = (None if x is None else _per_token(x.float()) for x in (B, C))
     rest = (None if x is None else x.float() for x in (dt_bias, h))
-    inputs = (
+    return [
         library.in_rows(u),
         library.in_rows(dt),
         A.float(),
@@ -85,14 +130,12 @@ def _scan(
         None if D is None else D.float(),
         None if z is None else library.in_rows(z),
         *rest,
-    )
-    differentiable = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in inputs
-    )
-    y, h, s, _ = torch.ops.gigavim.scan_forward.default(
-        *inputs, offsets, (softplus, reverse, differentiable)
-    )
-    return y, h, s
+    ]
+
+
+def _differentiable(*inputs: Tensor | None) -> bool:
+    """Return whether gradients may come."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def _per_token(weights: Tensor) -> Tensor:
@@ -148,6 +191,11 @@ torch.library.define(
     f"({_INPUTS}) -> (Tensor y, Tensor h, Tensor s, Tensor checkpoints)",
 )
 torch.library.define(
+    "gigavim::scan_both",  # without gradients
+    "(Tensor?[] inputs, Tensor?[] reversed_inputs, Tensor? offsets, bool softplus)"
+    " -> (Tensor y, Tensor h, Tensor y_reverse, Tensor h_reverse)",
+)
+torch.library.define(
     "gigavim::scan_backward",
     f"({_INPUTS}, Tensor checkpoints, Tensor? dy, Tensor? dh, Tensor? ds)"
     f" -> ({', '.join(['Tensor'] * 9)})",
@@ -155,6 +203,30 @@ torch.library.define(
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, call, results = _prepare_forward(*arguments)
+    library.run("scan_forward", call)
+    return results
+
+
+def _both(
+    inputs: list[Tensor | None],
+    reversed_inputs: list[Tensor | None],
+    offsets: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # A call has but pointers to what it takes and gives: all is held until it has run.
+    first = _prepare_forward(*inputs, offsets, (softplus, False, False))
+    second = _prepare_forward(*reversed_inputs, offsets, (softplus, True, False))
+    call = first[1]
+    call.other = ctypes.addressof(second[1])
+    library.run("scan_forward", call)
+    return *first[2][:2], *second[2][:2]
+
+
+def _prepare_forward(
+    *arguments: Any,
+) -> tuple[_Inputs, library.Scan, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Return what `_prepare` does, and room for the results."""
     *tensors, options = arguments
     inputs, call = _prepare(_Inputs(*tensors), options)
     # Several for each thread, so that none waits for a slower core.
@@ -166,8 +238,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     results = y, h, s, checkpoints = _forward_results(*arguments)
     call.y = library.view(None if inputs.C is None else y)
     call.h_last, call.s, call.checkpoints = map(library.pointer, (h, s, checkpoints))
-    library.run("scan_forward", call)
-    return results
+    return inputs, call, results
 
 
 def _forward_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -185,6 +256,18 @@ def _forward_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         A.new_empty(sequences, channels),
         A.new_empty(checkpoints),
     )
+
+
+def _both_results(
+    inputs: list[Tensor | None],
+    reversed_inputs: list[Tensor | None],
+    offsets: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = (softplus, False, False)
+    y, h, _, _ = _forward_results(*inputs, offsets, options)
+    y_reverse, h_reverse, _, _ = _forward_results(*reversed_inputs, offsets, options)
+    return y, h, y_reverse, h_reverse
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -268,8 +351,10 @@ def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
 
 
 torch.library.impl("gigavim::scan_forward", "CPU", _forward)
+torch.library.impl("gigavim::scan_both", "CPU", _both)
 torch.library.impl("gigavim::scan_backward", "CPU", _backward)
 torch.library.register_fake("gigavim::scan_forward", _forward_results)
+torch.library.register_fake("gigavim::scan_both", _both_results)
 torch.library.register_fake("gigavim::scan_backward", _backward_results)
 torch.library.register_autograd("gigavim::scan_forward", _differentiate, setup_context=_save)
 torch.library.register_autograd("gigavim::scan_backward", _refuse)

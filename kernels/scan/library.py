@@ -50,6 +50,7 @@ class Scan(ctypes.Structure):
     """Mirrors ``Scan`` in scan.h."""
 
     _fields_ = (
+        ("other", ctypes.c_void_p),
         *_fields(ctypes.c_int64, "sequences length channels states B_groups C_groups"),
         *_fields(ctypes.c_int64, "softplus reverse sharing blocks threads parts segments"),
         *_fields(ctypes.c_void_p, "offsets"),

@@ -6,10 +6,11 @@
  * last, the states are advanced a few at a time in between. All blocks of a part pass a tile before the
  * next tile begins, so that B and C stay in the cache.
  *
- * Channels are cut into parts for the threads. Where there are fewer blocks than threads, forward cuts
- * the sequence too. Segments are first summarised, all at once: one maps any state h to exp(A s) h + local,
- * where s is the sum of its steps and local what it makes of h = 0. Then each is scanned, from the state
- * that the summaries before it carry the first state to.
+ * Channels are cut into parts for the threads. Both directions of a layer may be one call, whose parts
+ * the threads share: 24 blocks twice are three rounds on 16 cores, where two calls take four. Where there
+ * are fewer blocks than threads, forward cuts the sequence too. Segments are first summarised, all at once:
+ * one maps any state h to exp(A s) h + local, where s is the sum of its steps and local what it makes of
+ * h = 0. Then each is scanned, from the state that the summaries before it carry the first state to.
  *
  * Backward stores no states but those at the start of each tile. It visits the tiles from last to
  * first, advances the states again, and then runs the adjoint recurrence against the direction of the
@@ -278,10 +279,12 @@ static int backward_part(const Scan *s, Sequence q, int64_t part, int64_t segmen
     return 0;
 }
 
-/* Run the parts of all sequences, in segments from..to-1, over the threads; nonzero without memory. */
+/* Run the parts of all sequences, in segments from..to-1, over the threads, which take those of one scan
+ * and of the other in turn; nonzero without memory. */
 static int run(const Scan *s, int (*work)(const Scan *, Sequence, int64_t, int64_t), int64_t from, int64_t to)
 {
-    int64_t segments = to - from, units = s->sequences * s->parts * segments;
+    int64_t scans = s->other ? 2 : 1, segments = to - from;
+    int64_t units = scans * s->sequences * s->parts * segments;
     int failed = 0;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(s->threads) reduction(| : failed)
@@ -296,8 +299,10 @@ static int run(const Scan *s, int (*work)(const Scan *, Sequence, int64_t, int64
 #pragma omp for schedule(dynamic)
 #endif
         for (int64_t unit = 0; unit < units; unit++) {
-            Sequence q = sequence_of(s, unit / segments / s->parts);
-            failed |= work(s, q, unit / segments % s->parts, from + unit % segments);
+            const Scan *one = unit % scans ? s->other : s;
+            int64_t segment = unit / scans % segments, part = unit / scans / segments % s->parts;
+            Sequence q = sequence_of(one, unit / scans / segments / s->parts);
+            failed |= work(one, q, part, from + segment);
         }
 #if defined(__SSE__)
         _mm_setcsr(mode);
@@ -314,12 +319,13 @@ EXPORT int gigavim_scan_forward(Scan *s)
 {
     if (s->segments == 1) return run(s, forward_part, 0, 1);
     size_t bytes = s->sequences * s->segments * s->blocks * (1 + s->states) * sizeof(vec);
-    s->summaries = reserve(bytes);
-    if (!s->summaries) return 1;
     int64_t last = s->segments - 1;
+    int failed = 0;
+    for (Scan *one = s; one; one = one->other) failed |= !(one->summaries = reserve(bytes));
     /* Without an output, nothing but the last state is wanted. */
-    int failed = run(s, summarise_part, 0, last) || run(s, forward_part, s->y.data ? 1 : last, last + 1);
-    release(s->summaries);
+    failed = failed || run(s, summarise_part, 0, last)
+          || run(s, forward_part, s->y.data ? 1 : last, last + 1);
+    for (Scan *one = s; one; one = one->other) release(one->summaries);
     return failed;
 }
 

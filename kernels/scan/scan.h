@@ -12,7 +12,8 @@ enum { STATES_FORWARD = 2, STATES_BACKWARD = 2 };
 
 /* One call. Absent tensors are NULL; B, C and their gradients are of float32. library.py mirrors this layout.
  * Constant B and C are (1, 1, channels, states), a group for each channel. */
-typedef struct {
+typedef struct Scan {
+    struct Scan *other;                              /* to be run along with it, of the same shape */
     int64_t sequences, length, channels, states, B_groups, C_groups, softplus, reverse;
     int64_t sharing, blocks;                         /* channels that share B and C; blocks in all */
     int64_t threads, parts, segments;

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gigavim.errors import KernelError
-from gigavim.kernels import scan_backend, selective_scan
+from gigavim.kernels import ScanInputs, bidirectional_scan, scan_backend, selective_scan
 from gigavim.kernels.scan import c_scan, library, reference
 
 needs_library = pytest.mark.skipif(
@@ -114,6 +114,93 @@ def test_threads_may_share_a_sequence(
     torch.testing.assert_close(shared, c_scan.scan_summary(**tokens, **options))
 
 
+@pytest.mark.usefixtures("build", "threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ({"batch": 3}, None),
+        ({"batch": 1, "groups": 5}, None),
+        ({"batch": 2, "bare": True}, None),
+        ({"batch": 1}, [30, 0, 65, 55]),
+    ],
+    ids=["", "groups", "bare", "packed"],
+)
+def test_both_directions_at_once_give_the_bits_of_each(
+    options: dict[str, Any], lengths: list[int] | None, dtype: torch.dtype, scan_inputs: Any
+) -> None:
+    forward, backward = (
+        {
+            k: v.to(dtype)
+            for k, v in scan_inputs(
+                length=150, channels=35, states=18, seed=seed, **options
+            ).items()
+        }
+        for seed in (0, 1)
+    )
+    offsets = None if lengths is None else torch.tensor([0, *lengths]).cumsum(0)
+    if lengths is not None:
+        del forward["h"]
+        backward["h"] = torch.randn(len(lengths), 35, 18)
+    torch.set_num_threads(1)
+    expected = tuple(
+        c_scan.selective_scan(**inputs, dt_softplus=True, reverse=reverse, offsets=offsets)
+        for inputs, reverse in ((forward, False), (backward, True))
+    )
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        found = c_scan.bidirectional_scan(
+            ScanInputs(**forward), ScanInputs(**backward), dt_softplus=True, offsets=offsets
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@needs_library
+@pytest.mark.usefixtures("threads")
+def test_both_directions_at_once_may_share_a_sequence(
+    monkeypatch: pytest.MonkeyPatch, scan_inputs: Any
+) -> None:
+    monkeypatch.setattr(c_scan, "SEGMENT", 65)
+    torch.set_num_threads(9)
+    forward, backward = (
+        {k: v.float() for k, v in scan_inputs(1, 700, 3, 4, seed=seed).items()} for seed in (0, 1)
+    )
+    found = c_scan.bidirectional_scan(
+        ScanInputs(**forward), ScanInputs(**backward), dt_softplus=True
+    )
+    expected = (
+        c_scan.selective_scan(**forward, dt_softplus=True),
+        c_scan.selective_scan(**backward, dt_softplus=True, reverse=True),
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scan", [pytest.param("c", marks=needs_library), "torch", "reference"])
+def test_both_directions_at_once_have_the_gradients_of_each(
+    monkeypatch: pytest.MonkeyPatch, scan: str, scan_inputs: Any
+) -> None:
+    monkeypatch.setenv("GIGAVIM_SCAN", scan)
+    forward, backward = (
+        {k: v.float().requires_grad_() for k, v in scan_inputs(2, 70, 6, 3, seed=seed).items()}
+        for seed in (0, 1)
+    )
+    leaves = [*forward.values(), *backward.values()]
+    (y, h), (y_reverse, h_reverse) = bidirectional_scan(
+        ScanInputs(**forward), ScanInputs(**backward), dt_softplus=True
+    )
+    found = torch.autograd.grad((y * y_reverse).sum() + (h * h_reverse).sum(), leaves)
+    y, h = selective_scan(**forward, dt_softplus=True)
+    y_reverse, h_reverse = selective_scan(**backward, dt_softplus=True, reverse=True)
+    expected = torch.autograd.grad((y * y_reverse).sum() + (h * h_reverse).sum(), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+def test_both_directions_have_one_shape(scan_inputs: Any) -> None:
+    forward, backward = (ScanInputs(**scan_inputs(1, length, 4, 3)) for length in (5, 6))
+    with pytest.raises(ValueError, match="u must have one shape in both directions"):
+        bidirectional_scan(forward, backward)
+
+
 OPERATOR_INPUTS = pytest.mark.parametrize(
     ("options", "offsets"),
     [
@@ -155,6 +242,21 @@ def test_the_operators_are_what_they_claim_to_be(
     detached = [None if x is None else x.detach() for x in tensors]
     arguments = (*detached, [True, False, True], checkpoints, y, h, s)
     torch.library.opcheck(operators.scan_backward, arguments)
+
+
+@needs_library
+@OPERATOR_INPUTS
+def test_the_operator_of_both_directions_is_what_it_claims_to_be(
+    options: dict[str, Any], offsets: Tensor | None, scan_inputs: Any
+) -> None:
+    half = options.get("half", ())
+    options = {k: v for k, v in options.items() if k != "half"}
+    inputs = scan_inputs(**{"batch": 2, "length": 70, "channels": 6, "states": 3} | options)
+    inputs = {k: v.to(torch.bfloat16 if k in half else torch.float32) for k, v in inputs.items()}
+    if offsets is not None:
+        inputs["h"] = inputs["h"].repeat(len(offsets) - 1, 1, 1)
+    operands = c_scan._operands(**inputs)
+    torch.library.opcheck(torch.ops.gigavim.scan_both, (operands, operands, offsets, True))
 
 
 @needs_library
