@@ -57,6 +57,7 @@ def first_spec(
         spacing=project.spacing or (begun.spec.spacing if begun else None),
         unit=project.unit or (begun.spec.unit if begun else None),
         tile=height,
+        mode=project.mode,
         classes=ClassTable(classes, class_colours(project, classes)),
         training_data=project.training_data,
         licence=project.licence,

@@ -66,6 +66,9 @@ class Project:
     """Names; by default red, green and blue where there are three."""
     spacing: float | None = None
     """Size of the tiles' pixels, in `unit`."""
+    mode: Literal["whole", "tiles"] = "tiles"
+    """How images are read with a classifier of tiles unless one says otherwise: as it was trained,
+    or ``whole`` where mosaics taught it to name patches and `benchmarks/mosaic.py` prefers it."""
     unit: Literal["µm", "metre"] | None = None
     colours: Mapping[str, str] = field(default_factory=dict)
     """Of classes, as ``#rrggbb``."""
