@@ -112,7 +112,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
         If the image or the model cannot be opened, or they do not fit.
     """
     source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
-    model = load_model(config.model or default_model(source), device)
+    model = load_model(config.model or default_model(source, config.spacing), device)
     order = _order(config, model)
     heads = _heads(config, model)
     source, slots = _fit_bands(source, config, model)

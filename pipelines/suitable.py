@@ -32,13 +32,18 @@ MEANT_FOR = {
 """What the rule of `default_model` takes each model for."""
 
 
-def default_model(source: Source) -> str:
+def default_model(source: Source, spacing: float | None = None) -> str:
     """Return the name of the shipped model for an image.
 
     - ``nuclei`` for slides of 0.5 µm per pixel and finer that are stained as its training data,
       with haematoxylin and eosin;
     - ``landcover`` for scenes of red, green and blue alone, 0 to 255, of 5 to 20 m per pixel;
     - otherwise, or where these do not ship, ``slide-mini`` and ``scene-mini``, which make clusters.
+
+    Parameters
+    ----------
+    spacing
+        That the user asks for, in the place of the source's own.
 
     Raises
     ------
@@ -48,6 +53,8 @@ def default_model(source: Source) -> str:
         If the thumbnail of a slide cannot be read.
     """
     side = pixel_side(source)
+    if side is not None and spacing is not None and source.spacing is not None:
+        side *= spacing / math.sqrt(source.spacing.y * source.spacing.x)
     names = tuple(band.name for band in source.bands)
     if names == RGB and source.dtype == np.uint8 and side is not None:
         nuclei = shipped("nuclei")

@@ -66,6 +66,12 @@ def test_land_cover_is_told_of_bytes_of_red_green_and_blue_near_ten_metres(
     assert default_model(open_source(path)) == name
 
 
+def test_the_spacing_that_is_asked_for_counts(weights: Path, tmp_path: Path) -> None:
+    source = open_source(write_raster(tmp_path / "scene.tif", metres=10.0))
+    assert default_model(source, spacing=20.0) == "landcover"
+    assert default_model(source, spacing=60.0) == "scene-mini"
+
+
 @pytest.mark.parametrize(
     ("mpp", "turned", "name"),
     [
