@@ -9,6 +9,7 @@ from typing import Any
 from gigavim.checkpoint import load_model
 from gigavim.config import Precision
 from gigavim.errors import GigavimError
+from gigavim.pipelines.train.bags import evaluate_bags, train_bags
 from gigavim.pipelines.train.classifier import SPLIT, measure, train_classifier
 from gigavim.pipelines.train.dense import read_nuclei
 from gigavim.pipelines.train.dense_train import test_figures, train_nuclei
@@ -77,8 +78,9 @@ def train(
             force=force,
         )  # fmt: skip
     begun = None if start is None else load_model(start)
-    if names_annotations(project):
-        return train_annotated(
+    if project.task == "bags" or names_annotations(project):
+        begin = train_bags if project.task == "bags" else train_annotated
+        return begin(
             project, output, begun,
             device=device, precision=precision, tensorboard=tensorboard, progress=progress,
             force=force,
@@ -111,8 +113,9 @@ def evaluate(model: str | Path, data: str | Path) -> dict[str, Any]:
         figures = test_figures(loaded, read_nuclei(Path(data))["test"])
         return {"model": str(loaded.path), "split": "test", **figures.as_dict()}
     project = read_project(data)
-    if names_annotations(project):
-        which, figures = evaluate_annotated(loaded, project)
+    if loaded.bag is not None or names_annotations(project):
+        compare = evaluate_annotated if loaded.bag is None else evaluate_bags
+        which, figures = compare(loaded, project)
         return {"model": str(loaded.path), "split": which, **figures.as_dict()}
     tiles = read_tiles(data)
     beside = loaded.path.with_suffix(SPLIT)

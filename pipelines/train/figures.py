@@ -57,6 +57,14 @@ class Figures:
             "confusion": [list(row) for row in self.confusion],
         }
 
+    def as_metrics(self, split: str) -> dict[str, float]:
+        """Return it as `ModelSpec.metrics` takes it."""
+        return {
+            f"{split} {name}{end}": value
+            for name, figure in self.by_name.items()
+            for end, value in (("", figure.value), (" low", figure.low), (" high", figure.high))
+        }
+
 
 def figures_of(
     probs: Tensor, labels: Tensor, groups: Sequence[str], classes: Sequence[str], seed: int = 0

@@ -100,11 +100,7 @@ def train_annotated(
     save_model(output, encoder, spec, torch.float16)
     # What is written is what is measured: float16 weights.
     figures = _measure(load_model(output), _windows(project, _of_split(images, split), spec))
-    metrics = {
-        f"{split} {name}{end}": value
-        for name, figure in figures.by_name.items()
-        for end, value in (("", figure.value), (" low", figure.low), (" high", figure.high))
-    }
+    metrics = figures.as_metrics(split)
     save_model(output, encoder, dataclasses.replace(spec, metrics=metrics), torch.float16)
     write_split(output.with_suffix(SPLIT), table_of(listed))
     return figures

@@ -73,14 +73,14 @@ def _take(tiles: Sequence[Tile], splits: list[SplitName], name: SplitName, seed:
     """Move some of the training groups to another split."""
     rows = [i for i, split in enumerate(splits) if split == "train"]
     groups = [tiles[i].group for i in rows]
-    parts = min(PARTS, len(set(groups)))
+    labels = [tiles[i].label for i in rows]
+    parts = min(PARTS, len(set(groups)), max(Counter(labels).values()))
     needed = 3 if name == "test" else 2
     if parts < needed:
         raise GigavimError(
             f"{parts} groups cannot be split for training, validation and test; at least {needed} "
-            "are needed"
+            "are needed, and as many of a class"
         )
-    labels = [tiles[i].label for i in rows]
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings(action="ignore"):
         # A class in fewer groups than parts is absent from some; that is said where it matters.
