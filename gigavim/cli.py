@@ -304,6 +304,43 @@ def train(
 
 
 @app.command()
+def pretrain(
+    images: Annotated[
+        list[str], typer.Argument(help="Slides, scenes, and folders of them or of tiles.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file.")] = Path(
+        "encoder.safetensors"
+    ),
+    project: Annotated[
+        str | None, typer.Option(help="A TOML file with [model], [[phases]] and the like.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of 100 batches each.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and batches.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: all GPUs.")] = "auto",
+    precision: Annotated[Products, typer.Option(help="Of matrix products.")] = Products.bfloat16,
+    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train an encoder without labels; the same command continues a run that was stopped."""
+    _training()
+    from gigavim.pipelines.unlabelled import pretrain_on
+
+    metrics = _or_one_line(
+        lambda: pretrain_on(
+            images, output, project=project, epochs=epochs, seed=seed, device=device,
+            precision=precision.value, progress=not as_json, force=force,
+        ),
+        debug=debug,
+    )  # fmt: skip
+    if as_json:
+        _print_json(metrics)
+    else:
+        share = metrics["explained"]
+        print(f"{output}: {share:.1%} of the variance of hidden pixels is predicted")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model of `gigavim models`, or a file.")],
     data: Annotated[str, typer.Argument(help="What it was trained on, or like it.")],

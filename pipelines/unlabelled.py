@@ -1,0 +1,267 @@
+"""``gigavim pretrain``: an encoder from images without labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gigavim.checkpoint import ModelSpec, save_model
+from gigavim.config import Precision
+from gigavim.errors import GigavimError, SourceError
+from gigavim.foreground import foreground
+from gigavim.geometry import Grid, Window
+from gigavim.pipelines.pretrain import pretrain
+from gigavim.pipelines.train.classifier import claim
+from gigavim.pipelines.train.project import Project, architecture, as_text, read_project
+from gigavim.pipelines.train.tiles import IMAGES
+from gigavim.sources import Plane, Source, open_source
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = IMAGES | {".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".dcm", ".jp2"}
+"""Of the files in folders that are taken for images."""
+HELD_OUT = 10
+"""One image in so many is not trained on; of fewer images the lowest of as many squares."""
+EPOCH = 100
+"""Batches from one validation to the next."""
+MEASURED = 100
+"""Crops whose pixels tell mean and deviation."""
+SMALL_IMAGE = 2048
+"""Images of at most so many pixels to a side are read everywhere, not on tissue or data alone."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Squares of the foreground of images, read when they are drawn."""
+
+    sources: tuple[Source, ...]
+    places: tuple[NDArray[np.float64], ...]
+    """Level-0 y and x of the centres of foreground squares of each source, shape (n, 2)."""
+    size: int
+    """Side of a crop, in pixels."""
+    spacing: float | None
+    zoom: float
+    """Largest factor by which the spacing is more or less."""
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch: int
+    weight: float = 1.0
+
+    def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read a square about a random place, at a spacing near the model's."""
+        counts = np.array([len(places) for places in self.places])
+        number = int(random.choice(len(counts), p=counts / counts.sum()))
+        factor = math.exp(random.uniform(-1, 1) * math.log(self.zoom))
+        plane = plane_at(self.sources[number], self.spacing, factor)
+        place = self.places[number][random.integers(counts[number])]
+        ratios, extents = (plane.ratio_y, plane.ratio_x), (plane.height, plane.width)
+        y, x = (
+            int(np.clip(centre / ratio - self.size * random.random(), 0, max(0, all_ - self.size)))
+            for centre, ratio, all_ in zip(place, ratios, extents, strict=True)
+        )
+        pixels = plane.read(Window(y, x, self.size, self.size))
+        mean, std = (np.asarray(each, np.float32) for each in (self.mean, self.std))
+        values = (pixels.values * np.float32(self.scale) - mean) / std * pixels.valid[..., None]
+        return np.asarray(values, np.float32), np.ones(len(self.mean), np.bool_)
+
+
+def plane_at(source: Source, spacing: float | None, factor: float = 1.0) -> Plane:
+    """Look at a source at a spacing, or its own, times a factor; no finer than it is."""
+    own = source.spacing
+    if own is None:
+        ratio = max(1.0, factor)
+        return Plane(source, 0, ratio, ratio)
+    return Plane.at(source, max((spacing or max(own.y, own.x)) * factor, own.y, own.x))
+
+
+def pretrain_on(
+    paths: Sequence[str | Path],
+    output: Path,
+    *,
+    project: str | Path | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    precision: Precision = "bfloat16",
+    progress: bool = False,
+    force: bool = False,
+) -> dict[str, float]:
+    """Train an encoder without labels and write it; what was stopped goes on by the same call.
+
+    Parameters
+    ----------
+    paths
+        Slides, scenes, and folders of them or of tiles.
+    output
+        The model file, and beside it the folder ``NAME.train``.
+    project
+        A TOML file with what is other than the defaults, as for `train`.
+    epochs, seed
+        In place of the project's.
+    force
+        Train anew, whatever is there.
+
+    Returns
+    -------
+    metrics
+        As of `pretrain`.
+
+    Raises
+    ------
+    GigavimError
+        If no image can be read, images and project do not fit, or the loss is not finite.
+    """
+    wanted = _project(project, epochs, seed)
+    files = _files(paths)
+    sources = _opened(files, wanted)
+    first = sources[0]
+    bands = tuple(band.name for band in first.bands)
+    config = architecture(wanted, 1, len(bands), 0)
+    size = wanted.window * config.patch
+    config = dataclasses.replace(config, image_size=size, stride=config.patch)
+    own = first.spacing
+    is_known = own is not None and own.unit in ("µm", "metre")
+    spacing = wanted.spacing or (max(own.y, own.x) if own is not None and is_known else None)
+
+    folder = output.with_suffix(".train")
+    listed = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+    digest = hashlib.sha256(listed.encode()).hexdigest()
+    claim(folder, f"{as_text(wanted)}\nimages {digest}\n", force=force)
+
+    (phase,) = wanted.phases
+    scale = 1 / 255 if first.dtype == np.uint8 else 1.0
+    plain = Crops(
+        tuple(sources), tuple(_places(source, spacing, size) for source in sources),
+        size, spacing, wanted.augmentation.zoom, scale,
+        (0.0,) * len(bands), (1.0,) * len(bands), phase.batch,
+    )  # fmt: skip
+    train, held_out = _divided(plain)
+    mean, std = _statistics(train, wanted.seed)
+    train, held_out = (dataclasses.replace(each, mean=mean, std=std) for each in (train, held_out))
+    encoder, metrics = pretrain(
+        [train], [held_out], config, phase, folder / "phase-1",
+        steps=EPOCH, band_dropout=wanted.augmentation.band_dropout > 0, seed=wanted.seed,
+        device=device, precision=precision, progress=progress,
+    )  # fmt: skip
+    spec = ModelSpec(
+        config,
+        scale=scale,
+        mean=mean,
+        std=std,
+        bands=bands,
+        partial_bands=wanted.augmentation.band_dropout > 0,
+        spacing=spacing,
+        unit=wanted.unit or (own.unit if own is not None and is_known else None),
+        tile=size,
+        training_data=wanted.training_data,
+        licence=wanted.licence,
+        metrics=metrics,
+    )
+    save_model(output, encoder, spec, torch.float16)
+    return metrics
+
+
+def _project(path: str | Path | None, epochs: int | None, seed: int | None) -> Project:
+    project = Project() if path is None else read_project(path)
+    if len(project.phases) > 1 or project.phases[0].stride is not None:
+        raise GigavimError(
+            f"{path}: an encoder is pretrained in one phase, of patches side by side"
+        )
+    (phase,) = project.phases
+    phase = dataclasses.replace(phase, epochs=epochs or phase.epochs)
+    seed = project.seed if seed is None else seed
+    return dataclasses.replace(project, phases=(phase,), seed=seed)
+
+
+def _files(paths: Sequence[str | Path]) -> list[Path]:
+    """List images, those of folders by their names; a folder of OME-Zarr is an image."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir() and path.suffix != ".zarr":
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise GigavimError(f"{path}: no image is in this folder; name the files")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+def _opened(files: Sequence[Path], project: Project) -> list[Source]:
+    sources, faults = [], []
+    for file in files:
+        try:
+            sources.append(open_source(file, bands=project.bands or None))
+        except SourceError as error:
+            faults.append(str(error))
+    if not sources:
+        raise GigavimError(f"no image can be read, the first is {faults[0]}")
+    if faults:
+        logger.warning(
+            "%d of %d images cannot be read and are left out, as %s",
+            len(faults), len(files), faults[0],
+        )  # fmt: skip
+    for other in sources:
+        if len(other.bands) != len(sources[0].bands) or other.dtype != sources[0].dtype:
+            raise GigavimError(
+                f"{other.path} has {len(other.bands)} bands of {other.dtype}, and "
+                f"{sources[0].path} {len(sources[0].bands)} of {sources[0].dtype}; choose the same "
+                "with bands"
+            )
+    return sources
+
+
+def _places(source: Source, spacing: float | None, size: int) -> NDArray[np.float64]:
+    plane, finest = plane_at(source, spacing), source.levels[0]
+    grid = Grid.over(
+        finest.height, finest.width, patch=size, ratio_y=plane.ratio_y, ratio_x=plane.ratio_x
+    )
+    is_small = max(finest.height, finest.width) <= SMALL_IMAGE
+    found = foreground(source, grid, read_all=is_small)
+    centres = (np.argwhere(found) + 0.5) * (grid.cell_y, grid.cell_x)
+    return np.asarray(centres, np.float64)
+
+
+def _divided(crops: Crops) -> tuple[Crops, Crops]:
+    """Keep some images for validation, or where there are few the lowest squares of each."""
+    if len(crops.sources) >= HELD_OUT:
+        cuts = [0 if number % HELD_OUT == 0 else len(p) for number, p in enumerate(crops.places)]
+    else:
+        cuts = [len(places) - math.ceil(len(places) / HELD_OUT) for places in crops.places]
+    return (
+        _with_places(crops, [p[:cut] for p, cut in zip(crops.places, cuts, strict=True)]),
+        _with_places(crops, [p[cut:] for p, cut in zip(crops.places, cuts, strict=True)]),
+    )
+
+
+def _with_places(crops: Crops, places: Sequence[NDArray[np.float64]]) -> Crops:
+    if not sum(map(len, places)):
+        raise GigavimError(
+            f"there is too little to learn from: fewer than two squares of {crops.size} pixels "
+            "with tissue or data; add images, or make window smaller"
+        )
+    return dataclasses.replace(crops, places=tuple(places))
+
+
+def _statistics(crops: Crops, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each band; what is not known counts for little."""
+    random = np.random.default_rng(seed)
+    drawn = [crops.crop(random)[0].astype(np.float64) for _ in range(MEASURED)]
+    mean = np.mean([each.mean((0, 1)) for each in drawn], 0)
+    std = np.sqrt(np.mean([((each - mean) ** 2).mean((0, 1)) for each in drawn], 0))
+    if not np.isfinite(mean).all() or not (std > 0).all():
+        raise GigavimError(
+            f"a band of the images is constant or not finite (means {mean}, deviations {std}); "
+            "leave it out with bands"
+        )
+    return tuple(map(float, mean)), tuple(map(float, std))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gigavim.checkpoint import load_model
+from gigavim.encoder import VisionMambaConfig
+from gigavim.errors import GigavimError
+from gigavim.pipelines import unlabelled
+from gigavim.pipelines.pretrain import Explained, MaskedModel, masked_loss
+from gigavim.pipelines.unlabelled import pretrain_on
+from images import tissue, write_slide
+from tile_files import write_folder
+
+PROJECT = """
+window = 2
+licence = "CC0-1.0"
+
+[model]
+width = 16
+depth = 2
+state = 4
+
+[[phases]]
+epochs = 2
+batch = 4
+learning_rate = 1e-2
+average = 0.9
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(unlabelled, "EPOCH", 30)
+    path = tmp_path / "options.toml"
+    path.write_text(PROJECT)
+    return path
+
+
+def test_an_encoder_learns_from_tiles_without_labels(project: Path) -> None:
+    tiles = write_folder(project.with_name("tiles"))
+    output = project.with_name("encoder.safetensors")
+
+    metrics = pretrain_on([tiles], output, project=project, device="cpu")
+
+    # What the patches of a tile have in common is its colour.
+    assert metrics["explained"] > 0.3
+    model = load_model(output)
+    assert model.spec.architecture.classes == 0
+    assert (model.spec.tile, model.spec.licence) == (16, "CC0-1.0")
+    assert model.spec.metrics == metrics
+
+    again = project.with_name("again.safetensors")
+    pretrain_on([tiles], again, project=project, device="cpu")
+    assert again.read_bytes() == output.read_bytes()
+
+
+def test_slides_are_learned_from_at_their_spacing(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slide = write_slide(project.with_name("slide.tif"), tissue(256, 256))
+    broken = project.with_name("broken.tif")
+    broken.write_bytes(b"no image")
+    output = project.with_name("encoder.safetensors")
+    project.write_text(f"spacing = 1.0\nunit = 'µm'\n{PROJECT}")
+
+    pretrain_on([slide, broken], output, project=project, epochs=1, device="cpu")
+
+    assert load_model(output).spec.spacing == 1.0
+    assert "1 of 2 images cannot be read and are left out" in caplog.text
+    with pytest.raises(GigavimError, match="--force starts over"):
+        pretrain_on([slide], output, project=project, epochs=1, device="cpu")
+
+
+def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(GigavimError, match="no image is in this folder"):
+        pretrain_on([tmp_path], tmp_path / "encoder.safetensors")
+
+
+def test_hidden_patches_alone_are_predicted_and_counted() -> None:
+    torch.manual_seed(0)
+    config = VisionMambaConfig(
+        image_size=8, patch=4, stride=4, width=8, depth=1, state=4, classes=0,
+        class_token="none", position="none",
+    )  # fmt: skip
+    model = MaskedModel(config).eval()
+    patches = torch.randn(1, 2, 2, 4, 4, 3)
+    seen = patches.clone()
+    seen[0, 1, 0] = torch.nan
+
+    predicted = model(seen)
+
+    assert predicted.isfinite().all()
+    hidden = torch.full_like(patches, torch.nan)
+    hidden[0, 1, 0] = patches[0, 1, 0]
+    error = ((predicted - patches)[0, 1, 0] ** 2).mean()
+    torch.testing.assert_close(masked_loss(predicted, hidden), error)
+    explained = Explained()
+    explained.update(predicted, hidden)
+    torch.testing.assert_close(
+        explained.compute().float(), 1 - error / (patches[0, 1, 0] ** 2).mean()
+    )
