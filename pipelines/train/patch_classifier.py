@@ -151,6 +151,7 @@ def _described(project: Project, listed: Sequence[ListedImage], begun: Model | N
             spacing=project.spacing or (own.x if own is not None and is_known else None),
             unit=project.unit or (own.unit if own is not None and is_known else None),
             tile=side,
+            mode="whole",
             training_data=project.training_data,
             licence=project.licence,
         )
@@ -166,8 +167,10 @@ def _described(project: Project, listed: Sequence[ListedImage], begun: Model | N
         training_data=project.training_data,
         licence=project.licence,
         metrics={},
+        mode="whole",
         decoder=None,
         nuclei=None,
+        bag=None,
     )
 
 

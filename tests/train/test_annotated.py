@@ -11,13 +11,16 @@ import torch
 from skimage.io import imsave
 
 from gigavim.checkpoint import load_model
+from gigavim.config import Resources, RunConfig
 from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.errors import GigavimError
 from gigavim.geometry import Grid
+from gigavim.pipelines.run import run_image
 from gigavim.pipelines.train.annotated import PatchNamer
 from gigavim.pipelines.train.commands import evaluate, train
 from gigavim.pipelines.train.labels import NONE, read_labels
 from gigavim.sources import open_source
+from gigavim.store import ResultStore
 from images import ORIGIN, tissue, write_scene, write_slide
 
 MODEL = "[model]\nwidth = 16\ndepth = 2\nstate = 4\npatch = 16\nstride = 16\n"
@@ -78,6 +81,18 @@ def test_a_model_learns_to_name_patches_from_polygons(project: Path) -> None:
     assert (spec.spacing, spec.unit, spec.tile) == (0.5, "µm", 128)
     with output.with_suffix(".split.csv").open() as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"train", "val", "test"}
+
+    # A run of a whole slide names its patches.
+    run_image(
+        str(project.parent / "slides/0.tif"), store := project.with_name("0.gigavim.zarr"),
+        RunConfig(model=str(output)), Resources(device="cpu"),
+    )  # fmt: skip
+    with ResultStore.open(store) as result:
+        row, column = result.values("tokens/grid_index").T
+        is_pink = result.values("tokens/probs")[:, 1] > 0.5
+    is_inside = (row >= 8) & (row < 16)
+    assert is_pink[is_inside & (column >= 10) & (column < 15)].mean() > 0.9
+    assert is_pink[is_inside & (column >= 17) & (column < 22)].mean() < 0.1
 
     seen = evaluate(output, project)
     assert seen["split"] == "test"
