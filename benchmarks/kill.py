@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import zarr
 
 from gigavim.sample import make_slide
@@ -105,13 +106,14 @@ def arrays(store: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 def stage(store: Path) -> str:
     """Say how far a killed run had come."""
-    journal = store / "state/mixing/journal.npz"
+    journal = store / "state/mixing/journal.safetensors"
     if (store / "labels").exists():
         return "maps"
     if (store / "tokens/features").exists():
         return "features"
     if journal.exists():
-        return f"mixing, step {json.loads(str(np.load(journal)['head']))['step']}"
+        with safetensors.safe_open(journal, "np") as content:
+            return f"mixing, step {json.loads(content.metadata()['head'])['step']}"
     blocks = len(list((store / "state").glob("*.npz")))
     return f"reading, {blocks} blocks" if blocks else "nothing saved"
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from gigavim.encoder import Features, VisionMamba, VisionMambaConfig
 from gigavim.errors import ModelError, StoreError
 from gigavim.mixer import TILE
+from gigavim.precision import products_in
 from gigavim.streamed import (
     DiskScratch,
     Mark,
@@ -231,6 +232,22 @@ def test_a_killed_run_continues_to_the_same_bits(
         found = streamed(encoder, tokens, scratch)
         assert torch.equal(found.tokens(0, length), expected.tokens(0, length))
         assert torch.equal(found.vector, expected.vector)
+
+
+def test_a_killed_run_with_products_in_half_precision_continues_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    encoder = model_of("published", torch.float32)
+    tokens = sequence_for(encoder, 30)
+    with products_in("bfloat16", "cpu"):
+        expected = streamed(encoder, tokens, in_memory(encoder, 30, 7))
+        dying = DiesWhileWriting(tmp_path, "run", rows_of(encoder, 30), 8, 7, rows_like(encoder))
+        dying.left = 10
+        with dying, pytest.raises(Killed):
+            streamed(encoder, tokens, dying)
+        with on_disk(encoder, 30, 7, tmp_path, "run") as scratch:
+            found = streamed(encoder, tokens, scratch)
+            assert torch.equal(found.tokens(0, 30), expected.tokens(0, 30))
 
 
 def test_a_kill_loses_one_chunk_of_one_layer(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ A scratch is a few tables of rows, and a mark that says how far the work is.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -151,7 +151,7 @@ class DiskScratch:
         self._row_bytes = width * like.element_size()
         self._width = width
         self._identity = {"run": identity, "rows": rows, "width": width, "dtype": str(like.dtype)}
-        self._journal = folder / "journal.npz"
+        self._journal = folder / "journal.safetensors"
         self._dirty: set[int] = set()
         self._mark = self._resume()
         paths = [folder / f"residual-{table}.bin" for table in range(tables)]
@@ -202,16 +202,15 @@ class DiskScratch:
         """See `Scratch.commit`."""
         head = {**self._identity, "chunk": self.chunk, "step": mark.step}
         state = {
-            name: tensor.cpu().numpy()
+            name: tensor.cpu().contiguous()
             for name, tensor in mark.state._asdict().items()
             if tensor is not None
         }
-        journal = io.BytesIO()
-        np.savez(journal, head=np.array(json.dumps(head)), **state)
+        journal = safetensors.torch.save(state, {"head": json.dumps(head)})
         with writing(self._folder):
             for table in self._dirty:
                 os.fsync(self._files[table].fileno())
-            write_file(self._journal, journal.getvalue())
+            write_file(self._journal, journal)
         self._dirty.clear()
         self._mark = mark
 
@@ -219,13 +218,10 @@ class DiskScratch:
         """Return where an earlier process came to, if what it left is of this run."""
         if not self._journal.exists():
             return None
-        with np.load(self._journal, allow_pickle=False) as journal:
-            head = json.loads(str(journal["head"]))
-            tensors = {
-                name: torch.from_numpy(journal[name]).to(self._like.device)
-                for name in ("h", "halo")
-                if name in journal
-            }
+        with safetensors.safe_open(self._journal, "pt") as journal:
+            head = json.loads(journal.metadata()["head"])
+            names = journal.keys()
+            tensors = {name: journal.get_tensor(name).to(self._like.device) for name in names}
         step, chunk = head.pop("step"), head.pop("chunk")
         if head != self._identity or chunk > self.chunk:
             with writing(self._folder):

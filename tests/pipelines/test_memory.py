@@ -218,7 +218,7 @@ def test_a_run_continues_inside_an_image_to_the_same_bits(
     run_image(str(slide), unbroken, config, resources)
     with pytest.raises(KeyboardInterrupt):
         run_image(str(slide), broken, config, resources, progress=Stops(after))
-    assert (broken / "state/mixing/journal.npz").exists()
+    assert (broken / "state/mixing/journal.safetensors").exists()
     assert run_image(str(slide), broken, config, resources).resumed
     same(unbroken, broken)
     assert not (broken / "state").exists()
