@@ -486,17 +486,17 @@ def _print_json(value: Any) -> None:
 
 
 def _log_to(path: Path | None, *, quiet: bool) -> None:
-    handlers: list[logging.Handler] = []
+    # With no handler at all, Python prints warnings to stderr.
+    handlers: list[logging.Handler] = [logging.NullHandler()]
     if path is not None:
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
     if not quiet:
         to_screen = logging.StreamHandler()
         to_screen.setLevel(logging.WARNING)
         handlers.append(to_screen)
-    if handlers:
-        logging.basicConfig(
-            level=logging.INFO,
-            format="%(asctime)s %(levelname)s %(message)s",
-            handlers=handlers,
-            force=True,
-        )
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=handlers,
+        force=True,
+    )

@@ -54,8 +54,11 @@ def test_the_summary_is_json_on_demand(slide: Path, model: Path, tmp_path: Path)
     assert {"read", "decode", "encode", "write"} <= summary["stages"].keys()
 
 
-def test_quiet_says_nothing(slide: Path, model: Path, tmp_path: Path) -> None:
-    code, out, err = gigavim("run", slide, "-m", model, "-o", tmp_path / "out", "--quiet")
+def test_quiet_says_nothing_not_even_a_warning(slide: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "far.safetensors", spacing=50.0)
+    command = ("run", slide, "-m", model, "-o", tmp_path / "out", "--spacing", "0.5")
+    assert "WARNING" in gigavim(*command)[2]
+    code, out, err = gigavim(*command, "--force", "--quiet")
     assert (code, out, err) == (0, "", "")
 
 
