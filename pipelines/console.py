@@ -85,6 +85,9 @@ def print_summary(summary: Summary) -> None:
             "read": f"{summary.tokens:,} patches at {_spacing(summary.spacing, summary.unit)}, "
             f"from {summary.megapixels:,.0f} megapixels",
             "problems": _problems(summary),
+            "image": ", ".join(
+                f"{name} {score:.0%}" for name, score in summary.scores.items() if score >= 0.05
+            ),
             "classes": _classes(summary),
             "nuclei": _nuclei(summary),
             "time": ", ".join(f"{stage} {_seconds(s)}" for stage, s in summary.stages.items()),

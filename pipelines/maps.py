@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.area import CellAreas, cell_areas
+from gigavim.bag import attend
 from gigavim.foreground import thumbnail
 from gigavim.georeference import Registration
 from gigavim.head import ROWS_AT_ONCE, ClassTable, clusters, probabilities
@@ -72,6 +73,14 @@ def apply_heads(plan: Plan, store: ResultStore) -> list[ClassMap]:
     return maps
 
 
+def image_scores(plan: Plan, store: ResultStore) -> dict[str, float]:
+    """Return the probability of each class for the image as a whole, by the names there are."""
+    table = plan.setup.model.spec.classes
+    if "classify" not in plan.setup.heads or table is None:
+        return {}
+    return dict(zip(table.names, store.values("image/scores").tolist(), strict=True))
+
+
 def write_maps(plan: Plan, store: ResultStore, maps: Sequence[ClassMap]) -> None:
     """Write the foreground and each map to the store, as label pyramids."""
     registration = Registration.of(plan.setup.grid, plan.setup.source)
@@ -83,6 +92,9 @@ def write_maps(plan: Plan, store: ResultStore, maps: Sequence[ClassMap]) -> None
         store.write_label_map(made.name, layout, names, colours, registration)
         if made.name == "classify":
             _write_probabilities(plan, store, made, registration)
+    if "classify" in plan.setup.heads and plan.setup.model.bag is not None:
+        weights = plan.sequence.scatter(store.values("tokens/attention"), np.nan)[None]
+        store.write_map("attention", weights, ("attention",), ((213, 94, 0),), registration)
 
 
 def write_pictures(plan: Plan, store_path: Path, made: ClassMap) -> dict[str, str | None]:
@@ -119,8 +131,17 @@ def write_pictures(plan: Plan, store_path: Path, made: ClassMap) -> dict[str, st
 
 
 def _classify(plan: Plan, store: ResultStore) -> list[ClassMap]:
-    """Classify the image and each patch; in tiles mode the patches of a tile have its class."""
+    """Classify the image and each patch; in tiles mode the patches of a tile have its class.
+
+    A model of whole images classifies these alone, and says where in the image it looked.
+    """
     encoder, table = plan.setup.model.encoder, plan.setup.model.spec.classes
+    if plan.setup.model.bag is not None:
+        readable = store.values("tokens/valid") > 0
+        score, attention = attend(plan.setup.model.bag, store.array("tokens/features"), readable)
+        store.write_array("image/scores", score)
+        store.write_array("tokens/attention", attention)
+        return []
     parts: Iterable[NDArray[np.float32]]
     if plan.tile is None:
         (scores,) = probabilities(store.values("image/vector")[None], encoder)

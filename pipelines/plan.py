@@ -215,8 +215,14 @@ def _heads(config: RunConfig, model: Model) -> tuple[str, ...]:
     for head in heads:
         if head not in HEADS:
             raise ModelError(f"there is no head {head!r}; there are {', '.join(HEADS)}")
-    if "classify" in heads and not model.spec.architecture.classes:
+    if "classify" in heads and not model.spec.architecture.classes and model.bag is None:
         raise ModelError(f"{model.path} has no classes; use --head clusters or features")
+    if (
+        model.bag is not None
+        and "classify" in heads
+        and (config.mode or model.spec.mode) == "tiles"
+    ):
+        raise ModelError(f"{model.path} classifies whole images; use --mode whole")
     if "nuclei" in heads and (model.decoder is None or model.spec.nuclei is None):
         raise ModelError(f"{model.path} was not trained to find nuclei; use --model nuclei")
     return heads

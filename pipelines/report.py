@@ -88,6 +88,8 @@ class Summary:
     """Most memory allocated at once on the GPU; None where there is none."""
     classes: dict[str, float] = field(default_factory=dict)
     """Share of the mapped patches by class."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Probability of each class for the image as a whole."""
     class_areas: dict[str, float] = field(default_factory=dict)
     """Area by class, in ``area_unit``."""
     area_unit: str | None = None

@@ -28,7 +28,7 @@ from gigavim.pipelines.encode import (
     tile_vectors,
     valid_in_order,
 )
-from gigavim.pipelines.maps import apply_heads, write_maps, write_pictures
+from gigavim.pipelines.maps import apply_heads, image_scores, write_maps, write_pictures
 from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, Setup, make_plan, set_up
 from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_memory
@@ -125,6 +125,7 @@ def run_image(
             if device.startswith("cuda")
             else None,
             classes=maps[0].shares() if maps else {},
+            scores=image_scores(plan, store),
             class_areas=areas,
             area_unit=cells.unit if cells else None,
             area_unknown=cells.unknown if cells else None,

@@ -3,9 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import zarr
 
 from gigavim.checkpoint import load_model
-from gigavim.errors import GigavimError
+from gigavim.config import Resources, RunConfig
+from gigavim.errors import GigavimError, ModelError
+from gigavim.pipelines.run import run_image
 from gigavim.pipelines.train.commands import evaluate, train
 from images import tissue, write_model, write_slide
 
@@ -54,6 +57,30 @@ def test_whole_images_are_told_apart_by_what_is_in_a_part_of_them(project: Path)
     seen = evaluate(output, project.with_name("slides.csv"))
     assert (seen["split"], seen["images"]) == ("test", figures.images)
     assert seen["figures"]["accuracy"]["value"] == 1
+
+
+def test_a_run_classifies_the_image_and_says_where_it_looked(project: Path) -> None:
+    output, start = (project.with_name(f"{name}.safetensors") for name in ("model", "encoder"))
+    train(project, output, start=start, device="cpu")
+    store = project.with_name("1.gigavim.zarr")
+
+    summary = run_image(
+        str(project.with_name("1.tif")), store, RunConfig(model=str(output)), Resources("cpu", 1)
+    )
+
+    assert max(summary.scores, key=lambda name: summary.scores[name]) == "spot"
+    group = zarr.open_group(store, mode="r")
+    attention, valid = group["tokens/attention"][:], group["tokens/valid"][:]
+    assert attention[valid > 0].sum() == pytest.approx(1, abs=1e-5)
+    assert "attention" in group["maps"]
+
+
+def test_a_head_of_whole_images_reads_no_tiles(project: Path) -> None:
+    output, start = (project.with_name(f"{name}.safetensors") for name in ("model", "encoder"))
+    train(project, output, start=start, device="cpu", epochs=1)
+    config = RunConfig(model=str(output), mode="tiles")
+    with pytest.raises(ModelError, match="classifies whole images; use --mode whole"):
+        run_image(str(project.with_name("1.tif")), project.with_name("x"), config, Resources("cpu"))
 
 
 def test_features_are_computed_once(project: Path) -> None:
