@@ -1,7 +1,7 @@
-"""The convolution in C (scan/conv.c), with the gradients of PyTorch's, as an operator of PyTorch.
+"""The convolution in C (scan/conv.c) and its gradients, as operators of PyTorch.
 
-``torch.ops.gigavim.conv_forward`` checks nothing: call it through `gigavim.kernels.causal_conv`. It
-is whole to ``torch.compile`` and ``torch.export``, but for gradients of packed sequences.
+The operators check nothing: call them through `gigavim.kernels.causal_conv`. They are whole to
+``torch.compile`` and ``torch.export``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gigavim.kernels import torch_conv
 from gigavim.kernels.packed import check_offsets
 from gigavim.kernels.scan import library
 
@@ -38,17 +37,58 @@ torch.library.define(
     "(Tensor x, Tensor weight, Tensor bias, Tensor halo, Tensor? offsets, bool reverse)"
     " -> (Tensor y, Tensor next_halo)",
 )
+torch.library.define(
+    "gigavim::conv_backward",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor halo, Tensor? offsets, bool reverse, Tensor dy,"
+    " Tensor dnext_halo) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dhalo)",
+)
+
+Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor, offsets: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
+    # Their names keep in memory what the call refers to.
+    operands, call = _prepare(x, weight, bias, halo, offsets, reverse)
+    y, next_halo = x.new_empty(x.shape), halo.new_empty(halo.shape)
+    call.y, call.next = library.view(y), library.view(next_halo)
+    library.run("conv_forward", call)
+    return y, next_halo
+
+
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    halo: Tensor,
+    offsets: Tensor | None,
+    reverse: bool,
+    dy: Tensor,
+    dnext_halo: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    operands, forward = _prepare(x, weight, bias, halo, offsets, reverse)
+    dy, dnext_halo = library.dense_tokens(dy), dnext_halo.contiguous()
+    dx, dhalo = x.new_empty(x.shape), halo.new_empty(halo.shape)
+    dweight = weight.new_empty(halo.shape[0], *operands[1].shape)
+    dbias = bias.new_empty(halo.shape[0], *bias.shape)
+    call = library.ConvBackward(conv=forward)
+    views = map(library.view, (dy, dnext_halo, dx, dhalo))
+    call.dy, call.dnext, call.dx, call.dhalo = views
+    call.dweight, call.dbias = library.pointer(dweight), library.pointer(dbias)
+    library.run("conv_backward", call)
+    return dx, dweight.sum(0).T.contiguous(), dbias.sum(0), dhalo
+
+
+def _prepare(
+    x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor, offsets: Tensor | None, reverse: bool
+) -> tuple[Operands, library.Conv]:
+    """Return the inputs as conv.c needs them, and a call that refers to their memory."""
     if offsets is not None:
         check_offsets(offsets, x.shape[1])
         offsets = offsets.contiguous()
     x, halo = library.dense_tokens(x), halo.contiguous()
     weight, bias = weight.T.contiguous(), bias.contiguous()
-    y, next_halo = x.new_empty(x.shape), torch.empty_like(halo)
     call = library.Conv(
         sequences=halo.shape[0],
         length=x.shape[1],
@@ -58,15 +98,16 @@ def _forward(
         threads=torch.get_num_threads(),
     )
     call.offsets, call.weight, call.bias = map(library.pointer, (offsets, weight, bias))
-    call.x, call.halo, call.y, call.next = map(library.view, (x, halo, y, next_halo))
-    library.run("conv_forward", call)
-    return y, next_halo
+    call.x, call.halo = library.view(x), library.view(halo)
+    return (x, weight, bias, halo, offsets), call
 
 
-def _forward_results(
-    x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor, offsets: Tensor | None, reverse: bool
-) -> tuple[Tensor, Tensor]:
+def _forward_results(x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor, *_: Any) -> Any:
     return x.new_empty(x.shape), halo.new_empty(halo.shape)
+
+
+def _backward_results(*inputs: Any) -> Any:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:4])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -74,18 +115,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, dy: Tensor, dhalo: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate what PyTorch computes, again; training spends its time elsewhere."""
-    x, weight, bias, halo, offsets = ctx.saved_tensors
-    needed = ctx.needs_input_grad
-    wanted = [tensor for tensor, one in zip((x, weight, bias, halo), needed, strict=False) if one]
-    with torch.enable_grad():
-        outputs = torch_conv.causal_conv(x, weight, bias, halo, ctx.reverse, offsets)
-    # Without a token, or with one tap, not all inputs have a part in it.
-    found = iter(torch.autograd.grad(outputs, wanted, (dy, dhalo), materialize_grads=True))
-    return tuple(next(found) if one else None for one in needed)
+def _differentiate(ctx: Any, dy: Tensor, dnext_halo: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.gigavim.conv_backward.default(
+        *ctx.saved_tensors, ctx.reverse, dy, dnext_halo
+    )
+    return *gradients, None, None
+
+
+def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
+    raise NotImplementedError(
+        "the convolution in C has no gradients of gradients; run with GIGAVIM_SCAN=torch"
+    )
 
 
 torch.library.impl("gigavim::conv_forward", "CPU", _forward)
+torch.library.impl("gigavim::conv_backward", "CPU", _backward)
 torch.library.register_fake("gigavim::conv_forward", _forward_results)
+torch.library.register_fake("gigavim::conv_backward", _backward_results)
 torch.library.register_autograd("gigavim::conv_forward", _differentiate, setup_context=_save)
+torch.library.register_autograd("gigavim::conv_backward", _refuse)

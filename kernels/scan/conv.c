@@ -99,3 +99,85 @@ EXPORT int gigavim_conv_forward(const Conv *s)
     }
     return 0;
 }
+
+/* A call of conv_forward, and what comes of its gradients. */
+typedef struct {
+    Conv conv;                                       /* y and next are not looked at */
+    View dy, dnext, dx, dhalo;
+    float *dweight, *dbias;                          /* (sequences, taps, channels), (sequences, channels) */
+} ConvBackward;
+
+enum { FLUSH = 64 };                                 /* steps summed in registers: long sums lose bits */
+
+/* Channels c..c+count-1 of a sequence. With z = bias + sum of weight_j x_(t - reach + j), dz = dy silu'(z):
+ * dweight_j sums dz x_(t - reach + j), and dx_(t - reach + j) gathers weight_j dz until step t + reach - j,
+ * when the window has left it. */
+INLINE void differentiate(const int taps, const int half, const int64_t count, const ConvBackward *s,
+                          Sequence q, int64_t c)
+{
+    const Conv *conv = &s->conv;
+    Padded in = padded(conv, q), out = in;
+    Sequence edge = {q.index, 0, in.reach, q.reverse};
+    out.x = rows(s->dx, q, 0, 0);
+    out.halo = rows(s->dhalo, edge, 0, 0);
+    Rows dy = rows(s->dy, q, 0, 0), dnext = rows(s->dnext, edge, 0, 0);
+    vec weight[MOST_TAPS], x[MOST_TAPS], dx[MOST_TAPS], dw[MOST_TAPS], sum[MOST_TAPS];
+    vec bias = load(conv->bias + c, count), db = all(0), dbias = all(0);
+    for (int j = 0; j < taps; j++) {
+        weight[j] = load(conv->weight + j * conv->channels + c, count);
+        if (j) x[j] = load_channels(padded_row(in, j - taps), half, c, count);
+        dx[j] = dw[j] = sum[j] = all(0);
+    }
+    for (int64_t t = 0; t < q.length; t++) {
+        vec z = bias;
+        for (int j = 0; j < taps; j++) {
+            x[j] = j + 1 < taps ? x[j + 1] : load_channels(row(in.x, t), half, c, count);
+            z += weight[j] * x[j];
+        }
+        vec gate = sigmoid(z), dz = load_channels(row(dy, t), half, c, count) * gate * (1 + z * (1 - gate));
+        db += dz;
+        for (int j = 0; j < taps; j++) {
+            dw[j] += dz * x[j];
+            dx[j] += dz * weight[j];
+        }
+        store_channels(padded_row(out, t - in.reach), half, c, dx[0], count);
+        for (int j = 0; j < taps; j++) dx[j] = j + 1 < taps ? dx[j + 1] : all(0);
+        if (t % FLUSH != FLUSH - 1 && t + 1 < q.length) continue;
+        dbias += db;
+        db = all(0);
+        for (int j = 0; j < taps; j++) {
+            sum[j] += dw[j];
+            dw[j] = all(0);
+        }
+    }
+    for (int j = 0; j + 1 < taps; j++) {
+        vec last = dx[j] + load_channels(row(dnext, j), half, c, count);
+        store_channels(padded_row(out, q.length - in.reach + j), half, c, last, count);
+    }
+    float *rows_of = s->dweight + q.index * taps * conv->channels + c;
+    for (int j = 0; j < taps; j++) store(rows_of + j * conv->channels, sum[j], count);
+    store(s->dbias + q.index * conv->channels + c, dbias, count);
+}
+
+INLINE void differentiate_channels(const int taps, const int half, const ConvBackward *s, Sequence q, int64_t c)
+{
+    int64_t count = s->conv.channels - c;
+    if (count >= LANES) differentiate(taps, half, LANES, s, q, c);
+    else differentiate(taps, half, count, s, q, c);
+}
+
+EXPORT int gigavim_conv_backward(const ConvBackward *s)
+{
+    int64_t groups = (s->conv.channels + LANES - 1) / LANES, taps = s->conv.taps, half = s->dx.half;
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(s->conv.threads) schedule(dynamic)
+#endif
+    for (int64_t unit = 0; unit < s->conv.sequences * groups; unit++) {
+        int64_t c = unit % groups * LANES;
+        Sequence q = sequence_at(s->conv.offsets, s->conv.length, s->conv.reverse, unit / groups);
+        if (taps != 4) differentiate_channels(taps, half, s, q, c);
+        else if (half) differentiate_channels(4, 1, s, q, c);
+        else differentiate_channels(4, 0, s, q, c);
+    }
+    return 0;
+}

@@ -75,6 +75,16 @@ class Conv(ctypes.Structure):
     )
 
 
+class ConvBackward(ctypes.Structure):
+    """Mirrors ``ConvBackward`` in conv.c."""
+
+    _fields_ = (
+        ("conv", Conv),
+        *_fields(View, "dy dnext dx dhalo"),
+        *_fields(ctypes.c_void_p, "dweight dbias"),
+    )
+
+
 def in_rows(tensor: Tensor) -> Tensor:
     """Return a tensor (b, l, ...) in a dtype that C reads rows of, float32 or bfloat16."""
     return tensor if tensor.dtype == torch.bfloat16 else tensor.float()
@@ -98,10 +108,10 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def run(name: str, call: Scan | Conv) -> None:
-    """Run ``scan_forward``, ``scan_backward`` or ``conv_forward``."""
+def run(name: str, call: Scan | Conv | ConvBackward) -> None:
+    """Run ``scan_forward`` and the like."""
     if getattr(_library(), f"gigavim_{name}")(ctypes.byref(call)):
-        raise MemoryError(f"no memory for {name} of {call.channels} channels")
+        raise MemoryError(f"no memory for {name}")
 
 
 @functools.cache

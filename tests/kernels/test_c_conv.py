@@ -136,6 +136,44 @@ def test_no_bit_depends_on_the_number_of_threads(lengths: list[int]) -> None:
 
 
 @needs_library
+@given(
+    lengths=st.lists(st.integers(0, 150), min_size=1, max_size=4),
+    taps=st.integers(1, 5),
+    reverse=st.booleans(),
+)
+def test_packed_sequences_have_the_gradients_of_the_definition(
+    lengths: list[int], taps: int, reverse: bool
+) -> None:
+    inputs = random_inputs(1, sum(lengths), 19, taps)
+    inputs["halo"] = torch.randn(len(lengths), taps - 1, 19)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    found = differentiate(c_conv.causal_conv, inputs, torch.float32, reverse, offsets)
+    expected = differentiate(torch_conv.causal_conv, inputs, torch.float64, reverse, offsets)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-4, rtol=1e-5, msg=name)
+
+
+@needs_library
+@pytest.mark.usefixtures("threads")
+def test_no_bit_of_a_gradient_depends_on_the_number_of_threads() -> None:
+    inputs = random_inputs(3, 200, 37, 4)
+    torch.set_num_threads(1)
+    alone = differentiate(c_conv.causal_conv, inputs, torch.float32, False, None)
+    torch.set_num_threads(3)
+    shared = differentiate(c_conv.causal_conv, inputs, torch.float32, False, None)
+    assert all(torch.equal(shared[name], value) for name, value in alone.items())
+
+
+@needs_library
+def test_gradients_of_gradients_are_refused() -> None:
+    inputs = [tensor.requires_grad_() for tensor in random_inputs(1, 9, 5, 4).values()]
+    y, _ = c_conv.causal_conv(*inputs, False, None)
+    (dx,) = torch.autograd.grad(y.sum(), inputs[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="GIGAVIM_SCAN=torch"):
+        dx.sum().backward()
+
+
+@needs_library
 def test_half_a_row_is_read_where_it_lies() -> None:
     inputs = random_inputs(2, 50, 37, 4)
     y, halo = c_conv.causal_conv(**inputs, reverse=True, offsets=None)
@@ -173,7 +211,7 @@ def test_the_environment_overrides_the_choice(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("offsets", "gradients"),
-    [(None, False), (None, True), (torch.tensor([0, 3, 70]), False)],
+    [(None, False), (None, True), (torch.tensor([0, 3, 70]), True)],
     ids=["", "gradients", "packed"],
 )
 def test_the_operator_is_what_it_claims_to_be(
