@@ -49,8 +49,8 @@ Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, halo: Tensor, offsets: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    # Their names keep in memory what the call refers to.
-    operands, call = _prepare(x, weight, bias, halo, offsets, reverse)
+    # Its name keeps in memory what the call refers to.
+    _kept, call = _prepare(x, weight, bias, halo, offsets, reverse)
     y, next_halo = x.new_empty(x.shape), halo.new_empty(halo.shape)
     call.y, call.next = library.view(y), library.view(next_halo)
     library.run("conv_forward", call)
