@@ -65,7 +65,9 @@ def layer_affine(
     return world @ centres
 
 
-def to_world(world: Affine, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def to_world(
+    world: NDArray[np.floating[Any]], points: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
     """Move (row, column) points, shape (n, 2), to (y, x)."""
     return np.asarray(points @ world[:2, :2].T + world[:2, 2])
 
