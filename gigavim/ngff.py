@@ -84,7 +84,7 @@ def finish_label(
         ],
     }
     group = _group(parent, name)
-    multiscales = _add_levels(group, _halve_labels, ("y", "x"), registration)
+    multiscales = _add_levels(group, halve_labels, ("y", "x"), registration)
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [{"name": name, "type": "mode", **multiscales}],
@@ -323,7 +323,7 @@ def _quads(values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     return tuple(even[..., y::2, x::2] for y in (0, 1) for x in (0, 1))
 
 
-def _halve_labels(labels: NDArray[Any]) -> NDArray[Any]:
+def halve_labels(labels: NDArray[Any]) -> NDArray[Any]:
     """Join 2 x 2 cells into their most frequent class, the first in reading order of equals."""
     a, b, c, d = _quads(labels)
     first = (a == b) | (a == c) | (a == d)

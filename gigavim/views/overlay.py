@@ -1,4 +1,4 @@
-"""A picture of an image beside its class map, with legend and scale bar."""
+"""Pictures with legend and scale bar: an image beside its class map, or what a viewer shows."""
 
 from __future__ import annotations
 
@@ -75,10 +75,36 @@ def write_overlay(
         _legend(labels, names, colours),
         _scale_bar(image.shape[1], ratio_x * registration.spacing.x, registration.spacing.unit),
     )
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    with writing(Path(path)):
-        write_file(Path(path), buffer.getvalue())
+    _write(Path(path), picture)
+
+
+def write_view(
+    path: str | Path,
+    view: NDArray[np.uint8],
+    pixel_size: float,
+    unit: str,
+    legend: Sequence[tuple[Colour, str, str]],
+    *,
+    title: str,
+) -> None:
+    """Write a PNG of what a viewer shows, with legend and scale bar beside it.
+
+    Parameters
+    ----------
+    view
+        Shape (height, width, 3).
+    pixel_size
+        Width of a pixel of the view, in ``unit``.
+    legend
+        Colour and name of each class, and what there is to say of it.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be written; what stood there before stays.
+    """
+    scale_bar = _scale_bar(view.shape[1], pixel_size, unit)
+    _write(Path(path), _compose([view], title, legend, scale_bar))
 
 
 def labels_under_pixels(
@@ -168,12 +194,14 @@ def _compose(
     font, heading = _font(text), _font(round(text * 1.3))
     gap, line = text, round(text * 1.8)
     names = max((math.ceil(font.getlength(name)) for _, name, _ in legend), default=0)
-    panel = text + gap // 2 + names + gap + math.ceil(font.getlength("100.0%")) if legend else 0
+    said = max((math.ceil(font.getlength(words)) for *_, words in legend), default=0)
+    panel = text + gap // 2 + names + gap + said if legend else 0
 
     left, top = gap, gap + round(text * 1.3) + gap
     right, down = (0, height + gap) if 2 * width > 3 * height else (width + gap, 0)
-    legend_left = left + width + right + 2 * gap
-    below = top + height + down + gap
+    further = len(images) - 1
+    legend_left = left + width + further * right + 2 * gap
+    below = top + height + further * down + gap
     sheet_width = max(legend_left + panel, left + math.ceil(heading.getlength(title))) + gap
     sheet_height = max(below + (line if scale_bar else 0), top + len(legend) * line + gap)
 
@@ -185,11 +213,11 @@ def _compose(
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline=_RULE)
         sheet.paste(Image.fromarray(image), (x, y))
 
-    for row, (colour, name, share) in enumerate(legend):
+    for row, (colour, name, words) in enumerate(legend):
         y = top + row * line
         draw.rounded_rectangle((legend_left, y, legend_left + text, y + text), text // 5, colour)
         draw.text((legend_left + text + gap // 2, y + text / 2), name, _INK, font, "lm")
-        draw.text((legend_left + panel, y + text / 2), share, _FAINT, font, "rm")
+        draw.text((legend_left + panel, y + text / 2), words, _FAINT, font, "rm")
 
     if scale_bar:
         length, label = scale_bar
@@ -200,6 +228,14 @@ def _compose(
         label = label if _font_file() else label.replace("µ", "u")
         draw.text((left + length + gap // 2, y), label, _INK, font, "lm")
     return sheet
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    """Write a picture all at once."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    with writing(path):
+        write_file(path, buffer.getvalue())
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

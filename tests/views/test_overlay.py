@@ -14,7 +14,7 @@ from gigavim.foreground import thumbnail
 from gigavim.geometry import Grid, Spacing
 from gigavim.georeference import Registration
 from gigavim.sources import Plane, open_source
-from gigavim.views.overlay import blend, labels_under_pixels, write_overlay
+from gigavim.views.overlay import blend, labels_under_pixels, write_overlay, write_view
 from gigavim.views.rgb import to_rgb
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -221,3 +221,19 @@ def test_the_classes_of_a_real_slide_lie_on_its_tissue(shared: Path, stride: int
     ]
     assert agreement(right) == max(agreement(other) for other in shifted)
     assert agreement(right) > 0.85
+
+
+def test_what_a_viewer_shows_gets_the_same_legend_and_bar(tmp_path: Path) -> None:
+    view = np.random.default_rng(0).integers(0, 255, (300, 500, 3), np.uint8)
+    path = tmp_path / "view.png"
+    legend = [(RED, "tumour", "12.3 mm²"), (BLUE, "stroma", "1,234 mm²")]
+    write_view(path, view, 2.0, "µm", legend, title="slide.svs")
+    sheet = picture(path)
+    top, left = find(sheet, view) or pytest.fail("the view is not on the sheet")
+    beside = sheet[:, left + view.shape[1] :]
+    assert all((beside == colour).all(-1).any() for colour in (RED, BLUE))
+    # A fifth of 1,000 µm, so 200 µm, is 100 pixels.
+    below = (sheet[top + view.shape[0] + 2 :] == (32, 33, 36)).all(-1)
+    bar = np.flatnonzero(below[below[:, left : left + 100].sum(1).argmax()])
+    assert np.isin(np.arange(left, left + 100), bar).all()
+    assert not below[:, left + 102 : left + 105].any()
