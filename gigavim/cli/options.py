@@ -1,0 +1,108 @@
+"""What commands can be told, and how it is read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gigavim.config import parse_bytes
+from gigavim.orders import ORDERS
+
+
+class Mode(StrEnum):
+    """How an image is read."""
+
+    whole = "whole"
+    tiles = "tiles"
+
+
+class Products(StrEnum):
+    """What the encoder's matrix products are computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Order = StrEnum("Order", {name: name for name in ORDERS})  # type: ignore[misc]
+
+Images = Annotated[list[str], typer.Argument(help="Slides and scenes: files, or OME-Zarr folders.")]
+Model_ = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A model of `gigavim models`, or a file of weights."),
+]
+Spacing_ = Annotated[
+    float | None,
+    typer.Option(
+        "--spacing",
+        "--mpp",
+        help="Size of a pixel that the model sees: µm for a slide, CRS units for a scene. "
+        "By default the model's.",
+    ),
+]
+SourceSpacing = Annotated[
+    float | None,
+    typer.Option(
+        "--source-spacing",
+        "--source-mpp",
+        help="Size of a pixel of the file, where the file does not say it or is wrong.",
+    ),
+]
+Bands = Annotated[
+    str | None,
+    typer.Option(help="Bands by name, index or wavelength: red,green,blue,nir or red=3,nir=4."),
+]
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(
+        help="The image as one sequence, or each tile as one of its own. By default what the model "
+        "is better in."
+    ),
+]
+OrderOption = Annotated[
+    Order | None, typer.Option(help="The order of the patches in the sequence, raster by default.")
+]
+Mask = Annotated[
+    str | None, typer.Option(help="What to read: GeoJSON polygons, or a PNG or TIFF mask.")
+]
+NoMask = Annotated[bool, typer.Option("--no-mask", help="Read everything, background too.")]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option("--head", help="features, classify or clusters; more than one may be given."),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Most memory that a run may take, as in 4GiB. By default 60 % of what is free.",
+    ),
+]
+MaxDeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Most memory of the GPU that a run may take. By default 60 % of what is free.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def square(side: float | None) -> tuple[float, float] | None:
+    """Return height and width of a pixel, of which the user gave the side."""
+    return None if side is None else (side, side)
+
+
+def names_in(names: str | None) -> tuple[str, ...] | None:
+    """Return names that the user gave with commas between them."""
+    return None if names is None else tuple(name.strip() for name in names.split(","))
+
+
+def bytes_in(text: str | None, option: str = "--max-memory") -> int | None:
+    """Return bytes, of which the user gave a text such as 4GiB."""
+    try:
+        return None if text is None else parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None

@@ -1,0 +1,108 @@
+"""Train models, and measure them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gigavim.cli.options import Debug, Json, Products
+from gigavim.cli.outcome import fail, or_one_line, print_json
+from gigavim.errors import GigavimError
+
+
+def train(
+    what: Annotated[
+        str, typer.Argument(help="Tiles (a folder, .zip or .csv), a project.toml, or landcover.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file.")] = Path(
+        "model.safetensors"
+    ),
+    data: Annotated[str | None, typer.Option(help="Data in place of the project's.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="A model whose weights are begun with.")
+    ] = None,
+    patch_stride: Annotated[
+        int | None, typer.Option(min=1, help="From patch to patch, in pixels: longer sequences.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each phase.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of split, weights and batches.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: all GPUs.")] = "auto",
+    precision: Annotated[Products, typer.Option(help="Of matrix products.")] = Products.bfloat16,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for it too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model; the same command continues a run that was stopped."""
+    commands, print_figures = _training()
+    figures = or_one_line(
+        lambda: commands.train(
+            what, output, data=data, start=start, patch_stride=patch_stride, epochs=epochs,
+            seed=seed, device=device, precision=precision.value, tensorboard=tensorboard,
+            progress=not as_json, force=force,
+        ).as_dict(),
+        debug=debug,
+    )  # fmt: skip
+    print_json(figures) if as_json else print_figures(figures)
+
+
+def pretrain(
+    images: Annotated[
+        list[str], typer.Argument(help="Slides, scenes, and folders of them or of tiles.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file.")] = Path(
+        "encoder.safetensors"
+    ),
+    project: Annotated[
+        str | None, typer.Option(help="A TOML file with [model], [[phases]] and the like.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of 100 batches each.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and batches.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: all GPUs.")] = "auto",
+    precision: Annotated[Products, typer.Option(help="Of matrix products.")] = Products.bfloat16,
+    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train an encoder without labels; the same command continues a run that was stopped."""
+    _training()
+    from gigavim.pipelines.unlabelled import pretrain_on
+
+    metrics = or_one_line(
+        lambda: pretrain_on(
+            images, output, project=project, epochs=epochs, seed=seed, device=device,
+            precision=precision.value, progress=not as_json, force=force,
+        ),
+        debug=debug,
+    )  # fmt: skip
+    if as_json:
+        print_json(metrics)
+    else:
+        share = metrics["explained"]
+        print(f"{output}: {share:.1%} of the variance of hidden pixels is predicted")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model of `gigavim models`, or a file.")],
+    data: Annotated[str, typer.Argument(help="What it was trained on, or like it.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare what a model says with labels: of the test split, if there is one."""
+    commands, print_figures = _training()
+    figures = or_one_line(lambda: commands.evaluate(model, data), debug=debug)
+    print_json(figures) if as_json else print_figures(figures)
+
+
+def _training() -> Any:
+    """Return the commands of training, and what prints their figures."""
+    from importlib.util import find_spec
+
+    if find_spec("lightning") is None:
+        fail(GigavimError("training needs: pip install 'gigavim[train]'"))
+    from gigavim.pipelines.train import commands
+    from gigavim.pipelines.train.show import print_figures
+
+    return commands, print_figures
