@@ -152,6 +152,9 @@ class NucleiPass:
             Windows read and not yet decoded.
         """
         todo = [window for window in self.windows if not self.maps.done(window.number)]
+        plane = self.plan.setup.plane
+        size = plane.height, plane.width
+        self.store.announce(NUCLEI, (CLASS,), (COLOUR,), size, self.registration)
         progress.start("nuclei", sum(w.block.rows * w.block.columns for w in self.windows))
         valid = self.store.values("tokens/valid") > 0
         for window in self.windows:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gigavim import __version__
 from gigavim.encoder import VisionMamba
+from gigavim.head import probabilities
 from gigavim.patches import Patches
 from gigavim.pipelines.plan import Plan
 from gigavim.pipelines.report import Stages
@@ -21,6 +22,7 @@ from gigavim.pipelines.share import Mixed as SharedMixed
 from gigavim.pipelines.share import dask_workers, mix_shared
 from gigavim.pipelines.stream import stream
 from gigavim.store import ResultStore
+from gigavim.store.blocks import BlockLabels
 from gigavim.store.disk import writing
 from gigavim.streamed import (
     INNER_TABLES,
@@ -74,7 +76,8 @@ def encode_blocks(
         with stages.measure("encode"):
             rows = _encode(plan, patches)
         with stages.measure("write"):
-            store.write_block(patches.number, rows, patches.valid, patches.errors)
+            shown = _shown(plan, patches, rows)
+            store.write_block(patches.number, rows, patches.valid, patches.errors, shown)
         on_block(len(patches.valid), patches.megapixels)
         started = time.perf_counter()
 
@@ -282,6 +285,19 @@ def tile_vectors(
         vectors.append(held.tokens[len(block.cells) :])
         valid.append(held.valid.reshape(len(corners), -1).any(1))
     return np.concatenate(index), np.concatenate(vectors), np.concatenate(valid)
+
+
+def _shown(plan: Plan, patches: Patches, rows: NDArray[np.float32]) -> BlockLabels:
+    """Label a block for whoever follows the run: with classes if they are known, or as read."""
+    wanted = plan.positions[patches.number] >= 0
+    labels = patches.valid.astype(np.uint8)
+    if plan.told_by_block is not None:
+        assert plan.tile is not None
+        # As they will be read from the store.
+        vectors = rows[len(labels) :].astype(np.float16)
+        probs = np.concatenate(list(probabilities(vectors, plan.setup.model.encoder)))
+        labels *= (probs.argmax(1) + 1).astype(np.uint8).repeat(plan.tile**2)
+    return BlockLabels(plan.blocks[patches.number].index[wanted], labels[wanted])
 
 
 @torch.inference_mode()

@@ -30,6 +30,10 @@ PICTURE_SIDE = 1600
 """Longest side of the image in an overlay, in pixels."""
 
 
+FOREGROUND = ClassTable(("foreground",), ((0, 158, 115),))
+"""Of the map of what was read."""
+
+
 @dataclass(frozen=True)
 class ClassMap:
     """What a head says of each patch of the sequence."""
@@ -73,6 +77,15 @@ def apply_heads(plan: Plan, store: ResultStore) -> list[ClassMap]:
     return maps
 
 
+def announce_map(plan: Plan, store: ResultStore) -> None:
+    """Say what shows in the store while blocks are committed: classes, or what has been read."""
+    grid, table = plan.setup.grid, plan.told_by_block
+    name = "foreground" if table is None else "classify"
+    table = table or FOREGROUND
+    registration = Registration.of(grid, plan.setup.source)
+    store.announce(name, table.names, table.colours, grid.shape, registration)
+
+
 def image_scores(plan: Plan, store: ResultStore) -> dict[str, float]:
     """Return the probability of each class for the image as a whole, by the names there are."""
     table = plan.setup.model.spec.classes
@@ -85,7 +98,8 @@ def write_maps(plan: Plan, store: ResultStore, maps: Sequence[ClassMap]) -> None
     """Write the foreground and each map to the store, as label pyramids."""
     registration = Registration.of(plan.setup.grid, plan.setup.source)
     read = plan.sequence.scatter(store.values("tokens/valid"), 0)
-    store.write_label_map("foreground", read, ("foreground",), ((0, 158, 115),), registration)
+    names, colours = FOREGROUND.names, FOREGROUND.colours
+    store.write_label_map("foreground", read, names, colours, registration)
     for made in maps:
         layout = plan.sequence.scatter(made.labels, 0)
         names, colours = made.table.names, made.table.colours

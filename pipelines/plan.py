@@ -16,6 +16,7 @@ from gigavim.config import Mode, RunConfig
 from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
 from gigavim.foreground import data_of, foreground, thumbnail
 from gigavim.geometry import Grid, Spacing
+from gigavim.head import ClassTable
 from gigavim.orders import Order
 from gigavim.patches import (
     PatchBlock,
@@ -96,6 +97,13 @@ class Plan:
     def tokens(self) -> int:
         """Tokens that the encoder will see."""
         return sum(len(block.cells) for block in self.blocks)
+
+    @property
+    def told_by_block(self) -> ClassTable | None:
+        """Classes that are known for good once a block is encoded; None where no map is."""
+        table = self.setup.model.spec.classes
+        known = self.tile is not None and "classify" in self.setup.heads
+        return table if known and table is not None and len(table.names) <= 255 else None
 
     @cached_property
     def positions(self) -> tuple[NDArray[np.int32], ...]:

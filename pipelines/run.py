@@ -28,9 +28,16 @@ from gigavim.pipelines.encode import (
     tile_vectors,
     valid_in_order,
 )
-from gigavim.pipelines.maps import apply_heads, image_scores, write_maps, write_pictures
+from gigavim.pipelines.maps import (
+    announce_map,
+    apply_heads,
+    image_scores,
+    write_maps,
+    write_pictures,
+)
 from gigavim.pipelines.memory import MemoryPlan, plan_memory
 from gigavim.pipelines.plan import Plan, Setup, make_plan, set_up
+from gigavim.pipelines.record import Recorded
 from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_memory
 from gigavim.pipelines.share import Mixed as SharedMixed
 from gigavim.pipelines.stream import reader_pool
@@ -61,6 +68,9 @@ def run_image(
         Start over, whatever is there.
     command
         What the user typed, for the record.
+    progress
+        Told after each block and chunk that is committed; what it raises ends the run there, and
+        the same call takes it up.
 
     Raises
     ------
@@ -68,7 +78,6 @@ def run_image(
         If the image, the model, the device or the store fail.
     """
     started = time.perf_counter()
-    progress = progress or Silent()
     stages = Stages()
     with stages.measure("open"):
         device = pick_device(resources.device)
@@ -89,20 +98,25 @@ def run_image(
     with stages.measure("foreground"):
         plan = make_plan(setup)
         memory = plan_memory(plan, resources)
-    with ResultStore.create(store_path, attributes, force=force) as store:
+    with (
+        ResultStore.create(store_path, attributes, force=force) as store,
+        Recorded(progress or Silent(), store_path) as recorded,
+    ):
         if store.complete:
             return Summary(path, "skipped", store=str(store_path))
         resumed = any(store.block_done(block.number) for block in plan.blocks)
         with products_in(config.precision, device):
-            megapixels = _fill(plan, store, resources, memory, stages, progress)
+            megapixels = _fill(plan, store, resources, memory, stages, recorded)
+        recorded.begin("classifying")
         with stages.measure("heads"):
             maps = apply_heads(plan, store)
+        recorded.begin("writing")
         with stages.measure("write"):
             write_maps(plan, store, maps)
             found: dict[str, Any] = write_pictures(plan, store_path, maps[0]) if maps else {}
         if "nuclei" in setup.heads:
             with products_in(config.precision, device):
-                found |= map_nuclei(plan, store, store_path, resources.readers, stages, progress)
+                found |= map_nuclei(plan, store, store_path, resources.readers, stages, recorded)
         areas, cells = maps[0].areas(plan) if maps else ({}, None)
         summary = Summary(
             image=path,
@@ -222,6 +236,7 @@ def _fill(
     store.describe(
         "tokens", order=sequence.order, position=architecture.position, rope=architecture.rope
     )
+    announce_map(plan, store)
     progress.start("reading", plan.tokens)
     with reader_pool(resources.readers) as client:
         encode_blocks(plan, store, client, stages, ahead=2 * resources.readers, on_block=on_block)

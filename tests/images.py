@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from gigavim.checkpoint import ModelSpec, save_model
 from gigavim.encoder import VisionMamba, VisionMambaConfig
+from gigavim.head import ClassTable
 
 UTM = "EPSG:32632"
 ORIGIN = (600_000.0, 5_300_000.0)
+SCENE_BANDS = ("blue", "green", "red", "nir")
+TABLE = ClassTable(("water", "meadow", "rock"), ((0, 0, 255), (0, 255, 0), (99, 99, 99)))
 
 
 def tissue(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -78,7 +82,7 @@ def write_scene(path: Path, *, crs: str | None = UTM, empty: bool = False) -> Pa
         crs=crs, transform=rasterio.Affine(10, 0, x, 0, -10, y),
     ) as raster:  # fmt: skip
         raster.write(values)
-        raster.descriptions = ("blue", "green", "red", "nir")
+        raster.descriptions = SCENE_BANDS
     return path
 
 
@@ -108,4 +112,23 @@ def write_model(
         tile=tile,
     )
     save_model(path, VisionMamba(config), spec)
+    return path
+
+
+def write_classifier(path: Path, **changes: object) -> Path:
+    """Write a model of three classes whose random classifier is at least sure of itself."""
+    torch.manual_seed(1)
+    config = VisionMambaConfig(
+        image_size=64, patch=8, stride=8, bands=4, width=32, depth=2, state=4,
+        classes=3, class_token="none", position="none",
+    )  # fmt: skip
+    architecture = {name: changes.pop(name) for name in ("class_token",) if name in changes}
+    config = dataclasses.replace(config, **architecture)
+    encoder = VisionMamba(config)
+    torch.nn.init.normal_(encoder.head.weight)
+    spec = ModelSpec(
+        config, scale=1.0, normalisation="image", bands=SCENE_BANDS, tile=64, classes=TABLE,
+        spacing=10.0, unit="metre", **changes,
+    )  # fmt: skip
+    save_model(path, encoder, spec)
     return path

@@ -15,5 +15,6 @@
 
 from gigavim.store.identity import fingerprint
 from gigavim.store.result import ResultStore
+from gigavim.store.running import RunProgress
 
-__all__ = ["ResultStore", "fingerprint"]
+__all__ = ["ResultStore", "RunProgress", "fingerprint"]

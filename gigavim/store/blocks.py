@@ -28,6 +28,16 @@ class TokenBlock:
     """What could not be decoded in this block."""
 
 
+@dataclass(frozen=True, slots=True)
+class BlockLabels:
+    """What a viewer may show of a block while the run goes on."""
+
+    cells: NDArray[np.int32]
+    """Row and column on the grid of patches that the result will have, shape (k, 2)."""
+    labels: NDArray[np.uint8]
+    """Of each, 0 for none, shape (k,)."""
+
+
 class BlockState:
     """A folder with one file per finished block.
 
@@ -49,6 +59,7 @@ class BlockState:
         tokens: NDArray[np.float32],
         valid: NDArray[np.bool_],
         errors: Sequence[ReadError] = (),
+        shown: BlockLabels | None = None,
     ) -> None:
         """Commit a block; writing it twice leaves the last."""
         boxes = [(e.level, e.window.y, e.window.x, e.window.height, e.window.width) for e in errors]
@@ -58,6 +69,8 @@ class BlockState:
             "boxes": np.array(boxes, np.int64).reshape(-1, 5),
             "messages": np.array([e.message for e in errors], np.str_),
         }
+        if shown is not None:
+            arrays |= {"cells": shown.cells, "labels": shown.labels}
         self._folder.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)

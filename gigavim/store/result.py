@@ -22,9 +22,10 @@ from gigavim.geometry import Level
 from gigavim.georeference import Registration
 from gigavim.ngff import Colour, write_image, write_label
 from gigavim.sources.source import ReadError
-from gigavim.store.blocks import BlockState, TokenBlock
+from gigavim.store.blocks import BlockLabels, BlockState, TokenBlock
 from gigavim.store.disk import writing
 from gigavim.store.identity import differences
+from gigavim.store.running import announced
 from gigavim.store.tables import write_table
 
 
@@ -166,6 +167,7 @@ class ResultStore:
         tokens: NDArray[np.float32],
         valid: NDArray[np.bool_],
         errors: Sequence[ReadError] = (),
+        shown: BlockLabels | None = None,
     ) -> None:
         """Commit the tokens of one block of patches, all of it or nothing.
 
@@ -175,9 +177,11 @@ class ResultStore:
             Shape (m, D).
         valid
             Shape (m,).
+        shown
+            What the map that was announced has here, for whoever follows the run.
         """
         with writing(self.path):
-            self._state.write(block, tokens, valid, errors)
+            self._state.write(block, tokens, valid, errors, shown)
 
     def read_block(self, block: int) -> TokenBlock:
         """Return a committed block."""
@@ -227,6 +231,20 @@ class ResultStore:
             write_image(
                 self.group.require_group("maps"), name, values, channels, colours, registration
             )
+
+    def announce(
+        self,
+        name: str,
+        names: Sequence[str],
+        colours: Sequence[Colour],
+        shape: tuple[int, int],
+        registration: Registration,
+    ) -> None:
+        """Say which map blocks or windows will fill, for whoever follows the run."""
+        state: Any = self.group["state"].attrs
+        about = announced(names, colours, shape, registration)
+        with writing(self.path):
+            state["maps"] = {**state.get("maps", {}), name: about}
 
     def write_errors(self, errors: Iterable[ReadError], levels: Sequence[Level]) -> None:
         """Record what could not be read, each part once, in level-0 pixels.

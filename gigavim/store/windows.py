@@ -78,7 +78,8 @@ class WindowedMap:
         height, width = min(window.height, rows - window.y), min(window.width, columns - window.x)
         there = np.s_[..., window.y : window.y + height, window.x : window.x + width]
         buffer = io.BytesIO()
-        np.savez(buffer, **found)  # type: ignore[arg-type]
+        place = np.array([window.y, window.x, height, width])
+        np.savez(buffer, window=place, **found)  # type: ignore[arg-type]
         with writing(self._store.path):
             for kind, values in (("labels", labels), ("maps", coded(probs))):
                 array = self._store.array(f"{kind}/{self._name}/0")
@@ -88,7 +89,7 @@ class WindowedMap:
     def read(self, number: int) -> dict[str, NDArray[Any]]:
         """Return what was found in a committed window."""
         with np.load(self._file(number), allow_pickle=False) as arrays:
-            return dict(arrays)
+            return {name: arrays[name] for name in arrays if name != "window"}
 
     def finish(
         self, names: Sequence[str], colours: Sequence[Colour], registration: Registration

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,36 +9,13 @@ import torch
 import zarr
 
 from gigavim import head
-from gigavim.checkpoint import Model, ModelSpec, load_model, save_model
+from gigavim.checkpoint import Model, load_model
 from gigavim.config import Resources, RunConfig
-from gigavim.encoder import VisionMamba, VisionMambaConfig
-from gigavim.head import ClassTable
 from gigavim.pipelines import maps
 from gigavim.pipelines.run import run_image
-from images import write_scene
+from images import write_classifier, write_scene
 
 CPU = Resources(device="cpu")
-BANDS = ("blue", "green", "red", "nir")
-TABLE = ClassTable(("water", "meadow", "rock"), ((0, 0, 255), (0, 255, 0), (99, 99, 99)))
-
-
-def write_classifier(path: Path, **changes: object) -> Path:
-    """Write a model whose random classifier is at least sure of itself."""
-    torch.manual_seed(1)
-    config = VisionMambaConfig(
-        image_size=64, patch=8, stride=8, bands=4, width=32, depth=2, state=4,
-        classes=3, class_token="none", position="none",
-    )  # fmt: skip
-    architecture = {name: changes.pop(name) for name in ("class_token",) if name in changes}
-    config = dataclasses.replace(config, **architecture)
-    encoder = VisionMamba(config)
-    torch.nn.init.normal_(encoder.head.weight)
-    spec = ModelSpec(
-        config, scale=1.0, normalisation="image", bands=BANDS, tile=64, classes=TABLE,
-        spacing=10.0, unit="metre", **changes,
-    )  # fmt: skip
-    save_model(path, encoder, spec)
-    return path
 
 
 @pytest.fixture(scope="module")
