@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,17 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.features import rasterize
-from rasterio.warp import reproject, transform_geom
+from rasterio.warp import reproject
 from rasterio.windows import Window
-from shapely import GEOSException, box
-from shapely.affinity import affine_transform
-from shapely.geometry import shape
 
+from gigavim.annotations import NONE, annotated_cells, read_annotations
 from gigavim.errors import GigavimError
 from gigavim.geometry import Grid
 from gigavim.sources import Source
 
 logger = logging.getLogger(__name__)
 
-NONE = -1
-"""The label of a patch that has none."""
-LONGITUDE_LATITUDE = "OGC:CRS84"
-"""What GeoJSON is in by RFC 7946."""
+__all__ = ["NONE", "PatchLabels", "read_labels"]
 
 
 @dataclass(frozen=True)
@@ -54,19 +47,17 @@ def read_labels(
     Parameters
     ----------
     path
-        GeoJSON polygons whose properties have a ``classification`` with a ``name``, as QuPath
-        writes them, or a ``class``. They are in the CRS that the file names; else in that of the
-        scene, in longitude and latitude, or in level-0 pixels: in which most of them lie on the
-        image. Where polygons overlap, the last one counts. Or a raster of whole numbers: by its CRS
-        where it and the image have one, else stretched over the whole image. Its nodata value, 0
-        where it has none, is no class.
+        GeoJSON, as `read_annotations` reads it. A polygon counts for the patches whose centres are
+        inside of it, a line for those that it touches; where shapes overlap, the last one counts.
+        Or a raster of whole numbers: by its CRS where it and the image have one, else stretched
+        over the whole image. Its nodata value, 0 where it has none, is no class.
     values
         The number of each class in rasters; by default each number is a class.
 
     Raises
     ------
     GigavimError
-        If the file cannot be read, or holds no class on the image. Polygons that are beyond the
+        If the file cannot be read, or holds no class on the image. Shapes that are beyond the
         image or have no class are left out, with a warning.
     """
     if path.suffix.lower() in {".geojson", ".json"}:
@@ -75,109 +66,15 @@ def read_labels(
 
 
 def _drawn(path: Path, source: Source, grid: Grid) -> PatchLabels:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        features = [each for each in _features(content) if shape(each["geometry"]).area > 0]
-        named = [(each["geometry"], _class_of(each["properties"] or {})) for each in features]
-        named_crs = isinstance(content, dict) and "crs" in content
-        crs = content["crs"]["properties"]["name"] if named_crs else None
-        drawn = [(geometry, name, colour) for geometry, (name, colour) in named if name]
-        shapes = _on_level_0([geometry for geometry, _, _ in drawn], crs, source)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, GEOSException) as error:
-        raise GigavimError(
-            f"{path}: not GeoJSON features ({error}); export annotations as a FeatureCollection"
-        ) from error
-    if len(drawn) < len(named):
-        logger.warning(
-            "%s: %d of %d polygons have no class and are left out",
-            path, len(named) - len(drawn), len(named),
-        )  # fmt: skip
-    image = _outline(source)
-    inside = [number for number, each in enumerate(shapes) if shape(each).intersects(image)]
-    if not inside:
-        finest = source.levels[0]
-        raise GigavimError(
-            f"{path}: none of its {len(drawn)} polygons with a class lies on {source.path} "
-            f"({finest.width} x {finest.height} pixels); draw them in pixels of level 0 or in a CRS"
-        )
-    if len(inside) < len(drawn):
-        logger.warning(
-            "%s: %d of %d polygons lie outside %s and are left out",
-            path, len(drawn) - len(inside), len(drawn), source.path,
-        )  # fmt: skip
-    names = tuple(sorted({drawn[number][1] for number in inside}))
-    # A cell's centre is the centre of its patch, and GDAL burns what has its centre inside.
-    layout = rasterize(
-        [(shapes[number], names.index(drawn[number][1])) for number in inside],
-        grid.shape,
-        fill=NONE,
-        transform=_cells(grid),
-        dtype=np.int32,
-    )
-    colours = {name: colour for _, name, colour in drawn if colour}
-    return PatchLabels(names, layout.astype(np.int64), colours)
-
-
-def _features(content: Any) -> Iterator[dict[str, Any]]:
-    """Walk over features, in a collection, a bare list or alone; those without a shape are none."""
-    if isinstance(content, list):
-        for part in content:
-            yield from _features(part)
-    elif content["type"] == "FeatureCollection":
-        yield from _features(content["features"])
-    elif content["type"] != "Feature":
-        raise ValueError(f"a {content['type']} has no class")
-    elif content["geometry"] is not None:
-        yield content
-
-
-def _class_of(properties: Mapping[str, Any]) -> tuple[str, str]:
-    """Return name and colour, each empty where there is none."""
-    given = properties.get("classification") or properties.get("class") or ""
-    if not isinstance(given, Mapping):
-        return str(given), ""
-    colour = given.get("color")
-    if colour is None and "colorRGB" in given:  # QuPath before 0.4: one signed integer
-        colour = [given["colorRGB"] >> shift & 255 for shift in (16, 8, 0)]
-    return str(given.get("name") or ""), "" if colour is None else "#" + bytes(colour[:3]).hex()
-
-
-def _on_level_0(polygons: list[Any], crs: str | None, source: Source) -> list[Any]:
-    """Return polygons in level-0 pixels."""
-    if source.crs is None or source.transform is None:
-        return polygons
-    a, b, c, d, e, f = source.transform
-    to_pixels = ~Affine(a, b, c, d, e, f)
-
-    def brought(origin: str) -> list[Any]:
-        return [
-            _moved(transform_geom(origin, source.crs, polygon), to_pixels) for polygon in polygons
-        ]
-
-    if crs is not None:
-        return brought(crs)
-    image = _outline(source)
-    readings = [brought(source.crs)]
-    if all(_is_on_earth(polygon) for polygon in polygons):
-        readings.append(brought(LONGITUDE_LATITUDE))
-    # Last, since degrees are small numbers that lie on an image as pixels too.
-    readings.append(polygons)
-    return max(readings, key=lambda each: sum(shape(one).intersects(image) for one in each))
-
-
-def _moved(geometry: Mapping[str, Any], affine: Affine) -> Any:
-    a, b, c, d, e, f = affine[:6]
-    return affine_transform(shape(geometry), [a, b, d, e, c, f]).__geo_interface__
-
-
-def _is_on_earth(polygon: Any) -> bool:
-    west, south, east, north = shape(polygon).bounds
-    return bool(west >= -180 and east <= 180 and south >= -90 and north <= 90)
-
-
-def _outline(source: Source) -> Any:
-    finest = source.levels[0]
-    return box(0, 0, finest.width, finest.height)
+    annotations, left_out = read_annotations(path, source)
+    for line in left_out:
+        logger.warning("%s", line)
+    names = tuple(sorted({each.name for each in annotations}))
+    index = np.array([*(names.index(each.name) for each in annotations), NONE])
+    colours = {
+        each.name: "#" + bytes(each.colour).hex() for each in annotations if each.colour is not None
+    }
+    return PatchLabels(names, index[annotated_cells(annotations, grid)], colours)
 
 
 def _cells(grid: Grid, source: Source | None = None) -> Affine:

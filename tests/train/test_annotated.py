@@ -183,15 +183,15 @@ def test_the_last_polygon_over_the_centre_of_a_patch_names_it(
     expected = np.full((8, 8), labels.names.index("all"))
     expected[1, 2] = labels.names.index("one")
     np.testing.assert_array_equal(labels.layout, expected)
-    assert "1 of 5 polygons have no class" in caplog.text
-    assert "1 of 4 polygons lie outside" in caplog.text
+    assert "1 of 5 shapes have no class" in caplog.text
+    assert "1 of 4 shapes lie outside" in caplog.text
 
 
 def test_polygons_all_outside_the_slide_are_an_error(tmp_path: Path) -> None:
     source = open_source(write_slide(tmp_path / "slide.tif", tissue(256, 256)))
     path = write_annotation(tmp_path / "far.geojson", feature("far", 1000, 1000, 1100, 1100))
 
-    with pytest.raises(GigavimError, match=r"none of its 1 polygons .* \(256 x 256 pixels\)"):
+    with pytest.raises(GigavimError, match=r"none of its 1 shapes .* \(256 x 256 pixels\)"):
         read_labels(path, source, Grid.over(256, 256, patch=16))
 
 
