@@ -7,6 +7,7 @@ everything else to stderr. Heavy imports stay inside commands, so that ``--help`
 from __future__ import annotations
 
 import os
+import signal
 from typing import Annotated
 
 import typer
@@ -44,4 +45,6 @@ def main() -> None:
     # from what they are waiting for. OpenMP reads this when PyTorch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    # Asked to end, by a viewer or a cluster, a run lets go of its store as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -21,9 +21,10 @@ from gigavim.dense import Decoder, DecoderConfig
 from gigavim.errors import ModelError
 from gigavim.nuclei import OUTPUTS, NucleiConfig
 from gigavim.pipelines import dense
-from gigavim.pipelines.report import Summary
+from gigavim.pipelines.report import Silent, Summary
 from gigavim.pipelines.run import run_image
-from gigavim.store import ResultStore, windows
+from gigavim.store import ResultStore, running, windows
+from gigavim.store.running import Filling
 from images import write_model
 
 SIDE = 128
@@ -103,6 +104,47 @@ def test_every_nucleus_is_found_once_where_it_is(
         assert np.hypot(*(found - place).T).min() < 0.5
     assert summary.nuclei_per_mm2 is not None
     assert summary.nuclei_per_mm2 == pytest.approx(len(PLACES) / (640 * 800 / 16 / 1e6))
+
+
+def test_windows_show_as_they_come(slide: Path, model: Path, tmp_path: Path) -> None:
+    store = tmp_path / "discs.gigavim.zarr"
+    filling, found = Filling(store), list[int]()
+
+    class Watches(Silent):
+        stage = ""
+
+        def start(self, title: str, tokens: int) -> None:
+            self.stage = title
+
+        def advance(self, tokens: int, megapixels: float = 0.0) -> None:
+            if self.stage == "nuclei":
+                filling.update()
+                found.append(np.count_nonzero(filling.maps["nuclei"].labels))
+
+    config = RunConfig(model=str(model), read_all=True)
+    run_image(str(slide), store, config, Resources("cpu", readers=1), progress=Watches())
+    final = ResultStore.open(store).values("labels/nuclei/0")
+    np.testing.assert_array_equal(filling.maps["nuclei"].labels, final)
+    assert 0 < found[0] < found[4] < found[-1]
+    assert filling.maps["nuclei"].cell == (2, 2)
+
+
+def test_a_map_too_large_for_a_screen_shows_thinned(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "PREVIEW_SIDE", 110)
+    store = tmp_path / "discs.gigavim.zarr"
+    filling = Filling(store)
+
+    class Watches(Silent):
+        def advance(self, tokens: int, megapixels: float = 0.0) -> None:
+            filling.update()
+
+    config = RunConfig(model=str(model), read_all=True)
+    run_image(str(slide), store, config, Resources("cpu", readers=1), progress=Watches())
+    final = ResultStore.open(store).values("labels/nuclei/0")
+    np.testing.assert_array_equal(filling.maps["nuclei"].labels, final[::4, ::4])
+    assert filling.maps["nuclei"].cell == (8, 8)
 
 
 def test_outlines_are_in_pixels_of_level_0_as_qupath_reads_them(
