@@ -66,11 +66,11 @@ def write_class_geotiff(
             opaque = {value: (*colour, 255) for value, colour in enumerate(colours, start=1)}
             raster.write_colormap(1, {0: (0, 0, 0, 0)} | opaque)
         with writing(path):
-            write_file(path.with_name(f"{path.name}.aux.xml"), _category_names(names))
+            write_file(path.with_name(f"{path.name}.aux.xml"), category_names(names))
             write_file(path, memory.getbuffer())
 
 
-def _category_names(names: Sequence[str]) -> bytes:
+def category_names(names: Sequence[str]) -> bytes:
     """Return GDAL's auxiliary metadata with the name of every value."""
     dataset = ElementTree.Element("PAMDataset")
     band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
