@@ -12,10 +12,9 @@ from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError
 from gigavim.pipelines.report import Progress, Summary
 from gigavim.pipelines.run import run_image
+from gigavim.store.naming import store_path
 
 logger = logging.getLogger(__name__)
-
-SUFFIX = ".gigavim.zarr"
 
 
 def run_images(
@@ -66,19 +65,3 @@ def run_images(
         if on_done is not None:
             on_done(summary)
     return summaries
-
-
-def store_path(path: str, output: Path, *, alone: bool) -> Path:
-    """Return where the store of an image goes.
-
-    >>> store_path("a/slide.ome.tif", Path("out"), alone=True).name
-    'slide.gigavim.zarr'
-    """
-    if alone and output.name.endswith(".zarr"):
-        return output
-    name = Path(path).name
-    for suffix in (Path(name).suffix, ".ome"):
-        # A DICOM file's name is a number with dots; only a suffix that says what it is goes.
-        if not suffix[1:].isdigit():
-            name = name.removesuffix(suffix)
-    return output / f"{name}{SUFFIX}"
