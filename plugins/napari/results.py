@@ -48,10 +48,44 @@ class Results:
         return self.status == "complete"
 
     @property
+    def has_image(self) -> bool:
+        """Whether the image is where it was, and what it was; takes milliseconds."""
+        known = self.store.attributes["source"]["fingerprint"]
+        return Path(self.source).exists() and fingerprint(self.source)["fingerprint"] == known
+
+    @property
     def spacing(self) -> tuple[float, float]:
         """Height and width of a level-0 pixel, in `unit`."""
         y, x = self.store.attributes["spacing"]["level0"]
         return y, x
+
+    @property
+    def label_maps(self) -> tuple[str, ...]:
+        """Names of the finished maps under ``labels/``: those of `heads`, and the foreground."""
+        return _class_maps(self.store)
+
+    @property
+    def value_maps(self) -> tuple[str, ...]:
+        """Names of the finished maps under ``maps/``."""
+        maps: Any = self.store.group.get("maps")
+        return (
+            () if maps is None else tuple(n for n, g in sorted(maps.groups()) if "ome" in g.attrs)
+        )
+
+    def channels(self, name: str) -> list[tuple[str, str, tuple[float, float]]]:
+        """Return name, colour as ``#RRGGBB`` and range of the channels of ``maps/<name>``.
+
+        Probabilities range from 0 to 1, however they are stored.
+        """
+        is_coded = self.levels(f"maps/{name}")[0].dtype == np.uint8
+        return [
+            (
+                str(channel["label"]),
+                f"#{channel['color']}",
+                (0.0, 1.0) if is_coded else (channel["window"]["start"], channel["window"]["end"]),
+            )
+            for channel in self._ome(f"maps/{name}")["omero"]["channels"]
+        ]
 
     def classes(self, head: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
         """Return names and colours, 0 to 255, of the classes 1, 2, ... of a class map."""

@@ -20,6 +20,18 @@ from gigavim.georeference import Transform
 Affine = NDArray[np.float64]
 """Shape (3, 3): (row, column, 1) to (y, x, 1)."""
 
+_UNITS = {"µm": "micrometer", "metre": "meter", "degree": "degree", "foot": "foot",
+          "US survey foot": "survey_foot"}  # fmt: skip
+
+
+def layer_units(unit: str) -> tuple[str, str]:
+    """Return a unit as layers want it; pixels where napari does not know it.
+
+    The scale bar has a unit as long as that of all layers is one of the same kind.
+    """
+    name = _UNITS.get(unit, "pixel")
+    return name, name
+
 
 def world_of_level0(spacing: Spacing, transform: Transform | None = None) -> Affine:
     """Return where the corners of level-0 pixels lie.

@@ -1,0 +1,158 @@
+"""What the plugin does to a viewer: keeps what is read lazily fresh, and asks for lost images."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import napari
+from napari.layers import Layer
+from napari.utils.notifications import (
+    Notification,
+    notification_manager,
+    show_error,
+    show_warning,
+)
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog
+
+from gigavim.errors import GigavimError
+from gigavim.plugins.napari.layers import add_image
+from gigavim.plugins.napari.lazy import Level, Pyramid, waiting
+from gigavim.plugins.napari.reading import Opened, open_path
+from gigavim.plugins.napari.results import Results, open_results
+
+EVERY_MS = 100
+"""From one look at what was read to the next."""
+
+_fresh: weakref.WeakSet[Layer] = weakref.WeakSet()
+
+
+def attach(viewer: Any) -> None:
+    """Have a viewer show lazy layers without waiting for them, and a scale bar; twice is once."""
+    if _on_inserted not in viewer.layers.events.inserted.callbacks:
+        viewer.layers.events.inserted.connect(_on_inserted)
+        viewer.scale_bar.visible = True
+    for layer in viewer.layers:
+        _keep_fresh(layer)
+
+
+def is_loading(viewer: Any) -> bool:
+    """Tell whether anything that is looked at is still shown coarser than it will be."""
+    return any(p.loading for layer in viewer.layers if layer.visible for p in _pyramids(layer))
+
+
+def load_view(viewer: Any) -> None:
+    """Read all that is looked at, however long it takes: for a picture of it."""
+    with waiting():
+        for layer in viewer.layers:
+            if layer.visible and any(True for _ in _pyramids(layer)):
+                layer.refresh(extent=False, highlight=False)
+
+
+def open_viewer(paths: Sequence[str], source: str | None = None) -> Any:
+    """Open images and results in a new window.
+
+    Parameters
+    ----------
+    source
+        Where the image of results lies, if it is no longer where it was.
+
+    Raises
+    ------
+    GigavimError
+        If one of them cannot be opened; no window is there then.
+    """
+    opened = [open_path(path, source) for path in paths]
+    viewer = napari.Viewer(title="GigaVim")
+    attach(viewer)
+    for found in opened:
+        for data in found.layers:
+            viewer.add_layer(Layer.create(*data))
+        announce(found)
+    return viewer
+
+
+def announce(opened: Opened) -> None:
+    """Say what is amiss with what was opened, and ask for an image that has moved."""
+    for warning in opened.warnings:
+        show_warning(warning)
+    results = opened.results
+    if results is not None and opened.lost:
+        message = (
+            f"{results.source} is not there any more, or another image: its results are shown without it. Find it "
+            f"here, or with: gigavim view {results.store.path} --source IMAGE"
+        )
+        actions = (("Find the image …", partial(_find, results)),)
+        notification_manager.dispatch(Notification(message, "warning", actions))
+
+
+def _find(results: Results, _: Any) -> None:
+    """Ask where an image is now, and show it beneath its results."""
+    viewer = napari.current_viewer()
+    name = Path(results.source).name
+    path, _ = QFileDialog.getOpenFileName(None, f"Where is {name} now?")
+    if viewer is not None and path:
+        show_image(viewer, results, path)
+
+
+def show_image(viewer: Any, results: Results, path: str) -> None:
+    """Show the image of results that are shown without it, if it is that image."""
+    try:
+        found = open_results(results.store.path, path)
+        add_image(viewer, found)
+    except GigavimError as error:
+        show_error(str(error))
+
+
+def _on_inserted(event: Any) -> None:
+    _keep_fresh(event.value)
+
+
+def _keep_fresh(layer: Layer) -> None:
+    """Show what has been read of a layer as it comes."""
+    if layer not in _fresh:
+        _fresh.add(layer)
+        for pyramid in _pyramids(layer):
+            pyramid.listeners.append(_Refresher(layer, pyramid).start)
+
+
+def _pyramids(layer: Layer) -> list[Pyramid]:
+    """Return the pyramid that a layer shows, if it shows one."""
+    first = layer.data[0] if getattr(layer, "multiscale", False) else None
+    return [first.pyramid] if isinstance(first, Level) else []
+
+
+class _Refresher:
+    """Looks now and then whether tiles have come, while any are to come."""
+
+    def __init__(self, layer: Layer, pyramid: Pyramid) -> None:
+        self._layer, self._pyramid = weakref.ref(layer), weakref.ref(pyramid)
+        self._seen = self._told = 0
+        self._timer = QTimer()
+        self._timer.setInterval(EVERY_MS)
+        self._timer.timeout.connect(self._look)
+
+    def start(self) -> None:
+        """Begin to look."""
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _look(self) -> None:
+        layer, pyramid = self._layer(), self._pyramid()
+        if layer is None or pyramid is None:
+            self._timer.stop()
+            return
+        # Asked first: what comes in between is seen the next time.
+        loading, arrivals = pyramid.loading, pyramid.arrivals
+        if arrivals != self._seen:
+            self._seen = arrivals
+            layer.refresh(extent=False, highlight=False)
+        elif not loading:
+            self._timer.stop()
+        if len(pyramid.faults) > self._told == 0:
+            show_warning(pyramid.faults[0])
+        self._told = len(pyramid.faults)
