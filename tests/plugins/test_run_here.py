@@ -1,0 +1,273 @@
+"""The dock "Run here", used as a person does, on real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QApplication, QMessageBox, QPushButton
+
+from gigavim.config import Resources, RunConfig
+from gigavim.geometry import Spacing
+from gigavim.pipelines.run import run_image
+from gigavim.plugins.napari.areas import drawn, geojson, viewed
+from gigavim.plugins.napari.run_here import VIEW, RunPanel, output_folder
+from gigavim.plugins.napari.world import layer_affine, world_of_level0
+from gigavim.sources import open_source
+from gigavim.store import ResultStore
+from images import ORIGIN, tissue, write_model, write_scene, write_slide
+
+WAIT_MS = 180_000
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    """Return a slide of six blocks at 0.5 µm/px."""
+    return write_slide(tmp_path / "slide.svs", tissue(2048, 3072))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "rgb.safetensors")
+
+
+@pytest.fixture
+def panel(viewer: Any, qtbot: Any, slide: Path) -> Iterator[RunPanel]:
+    """Return the panel in a window that shows the slide."""
+    add_image(viewer, slide)
+    panel = RunPanel(viewer)
+    viewer.window.add_dock_widget(panel, name="Run here")
+    yield panel
+    if panel._run is not None:
+        panel._end()
+
+
+def add_image(viewer: Any, path: Path) -> Any:
+    """Show a slide where it lies."""
+    world = world_of_level0(Spacing(0.5, 0.5, "µm", "test"))
+    about = {"kind": "image", "head": None, "store": None, "source": str(path)}
+    pixels = tifffile.imread(path)
+    levels = [pixels, pixels[::4, ::4]]
+    return viewer.add_image(
+        levels, name="slide", affine=layer_affine(world), multiscale=True,
+        metadata={"gigavim": about},
+    )  # fmt: skip
+
+
+def click(qtbot: Any, button: QPushButton) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def choose_model(panel: RunPanel, model: Path) -> None:
+    panel.model.insertItem(0, model.name, str(model))
+    panel.model.setCurrentIndex(0)
+
+
+def kinds(viewer: Any) -> list[str]:
+    return [layer.metadata["gigavim"]["kind"] for layer in viewer.layers]
+
+
+def test_a_slide_is_run_by_a_click_and_its_map_appears(
+    panel: RunPanel, viewer: Any, qtbot: Any, slide: Path, model: Path
+) -> None:
+    choose_model(panel, model)
+    seen = set[str]()
+    click(qtbot, panel.start)
+    assert not panel.start.isEnabled()
+
+    def done() -> bool:
+        seen.add(panel.message.text().split(" ")[0])
+        return panel.start.isEnabled() and "classes" in kinds(viewer)
+
+    qtbot.waitUntil(done, timeout=WAIT_MS)
+    store = slide.with_name("slide.gigavim.zarr")
+    assert panel.message.text() == "slide.gigavim.zarr is complete"
+    assert ResultStore.open(store).complete
+    assert "running" not in kinds(viewer)
+    assert "starting…" in seen
+    assert not panel.bar.isVisible()
+
+
+def test_a_run_that_is_stopped_looks_unfinished_and_goes_on_to_the_same_bits(
+    panel: RunPanel, viewer: Any, qtbot: Any, slide: Path, model: Path, tmp_path: Path
+) -> None:
+    choose_model(panel, model)
+    click(qtbot, panel.start)
+    store = slide.with_name("slide.gigavim.zarr")
+    qtbot.waitUntil(lambda: panel.stop.isEnabled() and store.exists(), timeout=WAIT_MS)
+    click(qtbot, panel.stop)
+    qtbot.waitUntil(lambda: panel.start.isEnabled(), timeout=WAIT_MS)
+    assert panel.message.text() == "stopped; the same run continues where it stopped"
+    assert not ResultStore.open(store).complete
+    assert "classes" not in kinds(viewer)
+    click(qtbot, panel.start)
+    qtbot.waitUntil(lambda: "classes" in kinds(viewer), timeout=WAIT_MS)
+    assert "running" not in kinds(viewer)
+    unbroken = tmp_path / "unbroken.gigavim.zarr"
+    run_image(str(slide), unbroken, RunConfig(model=str(model)), Resources("cpu"))
+    first, second = ResultStore.open(store), ResultStore.open(unbroken)
+    for name in ("tokens/features", "tokens/coords", "image/vector", "labels/clusters/0"):
+        np.testing.assert_array_equal(first.values(name), second.values(name))
+
+
+def test_a_drawn_shape_is_run_in_a_store_of_its_own(
+    panel: RunPanel, viewer: Any, qtbot: Any, slide: Path, model: Path
+) -> None:
+    choose_model(panel, model)
+    box = np.array([[400, 500], [400, 700], [600, 700], [600, 500]], float)  # µm
+    viewer.add_shapes([box], shape_type="rectangle", name="roi")
+    panel.area.setCurrentText("Shapes of roi")
+    viewer.layers.selection.active = viewer.layers["slide"]
+    assert panel.area.currentText() == "Shapes of roi"
+    click(qtbot, panel.start)
+    qtbot.waitUntil(lambda: "classes" in [
+        (layer.metadata.get("gigavim") or {}).get("kind") for layer in viewer.layers
+    ], timeout=WAIT_MS)  # fmt: skip
+    (store,) = slide.parent.glob("slide.area-*.gigavim.zarr")
+    assert not slide.with_name("slide.gigavim.zarr").exists()
+    coords = ResultStore.open(store).values("tokens/coords")
+    # The middle of each patch lies in the box; half a patch is 4 µm.
+    middle = coords * 0.5 + 4
+    assert (middle.min(0) >= (496, 396)).all()
+    assert (middle.max(0) <= (704, 604)).all()
+    assert len(coords) == pytest.approx((200 / 8) ** 2, rel=0.1)
+
+
+def test_what_the_view_shows_is_what_is_meant(
+    panel: RunPanel, viewer: Any, qtbot: Any, slide: Path
+) -> None:
+    viewer.camera.center = (512, 768)
+    viewer.camera.zoom = 4
+    qtbot.wait(300)
+    corners = viewed(viewer.layers["slide"])
+    np.testing.assert_allclose(corners.mean(0), (512, 768), atol=8)
+    canvas = viewer.window._qt_viewer.canvas.size
+    np.testing.assert_allclose(np.ptp(corners, axis=0), np.array(canvas) / 4, atol=8)
+    viewer.camera.zoom = 0.1
+    qtbot.wait(300)
+    everything = viewed(viewer.layers["slide"])
+    np.testing.assert_allclose(everything.min(0), (0, 0), atol=2)
+    np.testing.assert_allclose(everything.max(0), (1024, 1536), atol=2)
+    panel.area.setCurrentText(VIEW)
+    (polygon,) = panel._polygons(str(slide)) or []
+    np.testing.assert_allclose(polygon, everything)
+
+
+def test_shapes_become_polygons_in_pixels_of_the_slide(viewer: Any, slide: Path) -> None:
+    box = np.array([[0, 0], [0, 10], [20, 10], [20, 0]], float)
+    shapes = viewer.add_shapes(
+        [box, box + 50, box[:3], box[:2]],
+        shape_type=["rectangle", "ellipse", "path", "line"],
+        translate=(100, 200),
+    )
+    rectangle, ellipse = drawn(shapes)
+    np.testing.assert_allclose(rectangle, box + (100, 200))
+    np.testing.assert_allclose(ellipse.mean(0), (160, 255))
+    np.testing.assert_allclose(np.ptp(ellipse, axis=0), (20, 10))
+    content = json.loads(geojson([rectangle], open_source(str(slide))))
+    (feature,) = content["features"]
+    (ring,) = feature["geometry"]["coordinates"]
+    assert ring == [[400, 200], [420, 200], [420, 240], [400, 240], [400, 200]]
+
+
+def test_an_area_of_a_scene_is_written_in_its_crs(tmp_path: Path) -> None:
+    from gigavim.masks import read_mask
+    from gigavim.pipelines.plan import set_up
+
+    scene = write_scene(tmp_path / "scene.tif")
+    model = write_model(tmp_path / "m.safetensors", bands=("blue", "green", "red", "nir"), patch=8)
+    setup = set_up(str(scene), RunConfig(model=str(model)))
+    east, north = ORIGIN
+    # Rows 4 to 8 and columns 10 to 20 of the grid, whose cells are 80 m.
+    x, y = np.array([800, 1600, 1600, 800]) + east, north - np.array([320, 320, 640, 640])
+    (tmp_path / "area.geojson").write_text(
+        geojson([np.column_stack([-y, x])], open_source(str(scene)))
+    )
+    mask = read_mask(str(tmp_path / "area.geojson"), setup.source, setup.grid)
+    rows, columns = np.nonzero(mask.values)
+    assert (rows.min() * mask.ratio_y, (rows.max() + 1) * mask.ratio_y) == (32, 64)
+    assert (columns.min() * mask.ratio_x, (columns.max() + 1) * mask.ratio_x) == (80, 160)
+
+
+def test_without_an_image_the_panel_says_what_is_missing(viewer: Any, qtbot: Any) -> None:
+    panel = RunPanel(viewer)
+    qtbot.addWidget(panel)
+    assert panel.message.text() == "Open a slide or a scene first."
+    assert not panel.start.isEnabled()
+
+
+def test_what_is_wrong_is_said_in_words_and_can_be_mended(
+    panel: RunPanel, viewer: Any, qtbot: Any, slide: Path, tmp_path: Path
+) -> None:
+    infrared = write_model(tmp_path / "ir.safetensors", bands=("nir", "swir1"))
+    choose_model(panel, infrared)
+    click(qtbot, panel.start)
+    qtbot.waitUntil(lambda: panel.start.isEnabled(), timeout=WAIT_MS)
+    assert "takes nir, swir1, and it has red, green, blue" in panel.message.text()
+    assert "takes nir, swir1" in str(notification_manager.records[-1].message)
+
+    (tmp_path / "file").write_text("no folder")
+    panel.folder.setText(str(tmp_path / "file" / "below"))
+    click(qtbot, panel.start)
+    qtbot.waitUntil(lambda: panel.start.isEnabled(), timeout=WAIT_MS)
+    assert "cannot write" in panel.message.text()
+
+    viewer.add_shapes([np.zeros((2, 2))], shape_type="line", name="lines")
+    panel.folder.setText(str(tmp_path))
+    panel.area.setCurrentText("Shapes of lines")
+    click(qtbot, panel.start)
+    qtbot.waitUntil(lambda: panel.start.isEnabled(), timeout=WAIT_MS)
+    assert "draw a rectangle" in panel.message.text()
+    assert kinds_of_ours(viewer) == ["image"]
+
+
+def kinds_of_ours(viewer: Any) -> list[str]:
+    return [
+        layer.metadata["gigavim"]["kind"] for layer in viewer.layers if "gigavim" in layer.metadata
+    ]
+
+
+@pytest.mark.parametrize(("answer", "closes"), [("Stop it", True), ("Stay", False)])
+def test_closing_the_window_asks_what_becomes_of_a_run(
+    panel: RunPanel, viewer: Any, qtbot: Any, slide: Path, model: Path, answer: str, closes: bool
+) -> None:
+    choose_model(panel, model)
+    click(qtbot, panel.start)
+    store = slide.with_name("slide.gigavim.zarr")
+    qtbot.waitUntil(lambda: panel.stop.isEnabled() and store.exists(), timeout=WAIT_MS)
+    run = panel._run
+    assert run is not None
+
+    def press() -> None:
+        box = QApplication.activeModalWidget()
+        assert isinstance(box, QMessageBox)
+        (button,) = (b for b in box.buttons() if b.text() == answer)
+        click(qtbot, button)
+
+    QTimer.singleShot(500, press)
+    window = viewer.window._qt_window
+    assert window.close() == closes
+    assert run.goes_on() != closes
+    if not closes:
+        panel._end()
+
+
+def test_results_go_beside_the_image_or_where_one_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert output_folder(str(tmp_path / "slide.svs")) == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert output_folder(str(tmp_path / "slide.svs")).name == "gigavim"
