@@ -16,6 +16,7 @@ from gigavim import __version__
 from gigavim.cli.here import bench, doctor, models, sample
 from gigavim.cli.run import info, run
 from gigavim.cli.train import evaluate, pretrain, train
+from gigavim.cli.view import view
 from gigavim.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Read a whole slide or a satellite scene as one long sequence, and map it.",
 )
 
-for command in (run, info, train, pretrain, evaluate, doctor, models, sample, bench):
+for command in (run, info, train, pretrain, evaluate, doctor, models, sample, bench, view):
     app.command()(command)
 
 

@@ -19,10 +19,10 @@ from napari.utils.notifications import (
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog
 
-from gigavim.errors import GigavimError
+from gigavim.errors import GigavimError, SourceError
 from gigavim.plugins.napari.layers import add_image
 from gigavim.plugins.napari.lazy import Level, Pyramid, waiting
-from gigavim.plugins.napari.reading import Opened, open_path
+from gigavim.plugins.napari.reading import Opened, is_store, open_path
 from gigavim.plugins.napari.results import Results, open_results
 
 EVERY_MS = 100
@@ -66,6 +66,8 @@ def open_viewer(paths: Sequence[str], source: str | None = None) -> Any:
     GigavimError
         If one of them cannot be opened; no window is there then.
     """
+    if source is not None and not any(is_store(path) for path in paths):
+        raise SourceError(f"{source} is named as the image of results, and none are opened")
     opened = [open_path(path, source) for path in paths]
     viewer = napari.Viewer(title="GigaVim")
     attach(viewer)
@@ -83,8 +85,8 @@ def announce(opened: Opened) -> None:
     results = opened.results
     if results is not None and opened.lost:
         message = (
-            f"{results.source} is not there any more, or another image: its results are shown without it. Find it "
-            f"here, or with: gigavim view {results.store.path} --source IMAGE"
+            f"{results.source} is not there any more, or is another image: its results are shown "
+            f"without it. Find it here, or with: gigavim view {results.store.path} --source IMAGE"
         )
         actions = (("Find the image …", partial(_find, results)),)
         notification_manager.dispatch(Notification(message, "warning", actions))
