@@ -52,7 +52,7 @@ class CropSet(Protocol):
         Returns
         -------
         pixels
-            Normalised, 0 where they are not known, whole patches to a side; (side, side, band).
+            Normalised, NaN where they are not known, whole patches to a side; (side, side, band).
         there
             Which of the model's bands are known, shape (band,).
         """
@@ -74,7 +74,8 @@ class MaskedModel(nn.Module):
         Parameters
         ----------
         patches
-            NaN if hidden, 0 where a band is missing, shape (b, row, column, P, P, band).
+            NaN if hidden or not known, 0 where a band is missing; shape (b, row, column, P, P,
+            band).
         """
         is_hidden = patches[..., 0, 0, 0].isnan()
         tokens = self.encoder.embed(patches.nan_to_num())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +15,17 @@ from numpy.typing import NDArray
 
 from gigavim.checkpoint import ModelSpec, save_model
 from gigavim.config import Precision
-from gigavim.errors import GigavimError, SourceError
+from gigavim.errors import GigavimError
 from gigavim.foreground import foreground
 from gigavim.geometry import Grid, Window
 from gigavim.pipelines.pretrain import pretrain
-from gigavim.pipelines.train.classifier import claim
+from gigavim.pipelines.train.augment import restained
+from gigavim.pipelines.train.classifier import SPLIT, claim
+from gigavim.pipelines.train.plain import HELD_OUT, plain_images
 from gigavim.pipelines.train.project import Project, architecture, as_text, read_project
-from gigavim.pipelines.train.tiles import IMAGES
-from gigavim.sources import Plane, Source, open_source
+from gigavim.pipelines.train.split import split_hash, split_table, write_split
+from gigavim.sources import Plane, Source
 
-logger = logging.getLogger(__name__)
-
-SUFFIXES = IMAGES | {".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".dcm", ".jp2"}
-"""Of the files in folders that are taken for images."""
-HELD_OUT = 10
-"""One image in so many is not trained on; of fewer images the lowest of as many squares."""
 EPOCH = 100
 """Batches from one validation to the next."""
 MEASURED = 100
@@ -55,24 +50,50 @@ class Crops:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch: int
+    stain: float = 0.0
+    """Largest change of each stain, as in `Augmentation`."""
     weight: float = 1.0
 
     def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read a square about a random place, at a spacing near the model's."""
-        counts = np.array([len(places) for places in self.places])
-        number = int(random.choice(len(counts), p=counts / counts.sum()))
+        return self._about(*self._place(random), random), np.ones(len(self.mean), np.bool_)
+
+    def views(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Read two squares about one random place."""
+        number, place = self._place(random)
+        return self._about(number, place, random), self._about(number, place, random)
+
+    def _place(self, random: np.random.Generator) -> tuple[int, NDArray[np.float64]]:
+        areas = np.array([self.area(number) for number in range(len(self.sources))])
+        number = int(random.choice(len(areas), p=areas / areas.sum()))
+        return number, self.places[number][random.integers(len(self.places[number]))]
+
+    def _about(
+        self, number: int, place: NDArray[np.float64], random: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Read a square that holds a place, or is as near to it as the image allows."""
         factor = math.exp(random.uniform(-1, 1) * math.log(self.zoom))
         plane = plane_at(self.sources[number], self.spacing, factor)
-        place = self.places[number][random.integers(counts[number])]
         ratios, extents = (plane.ratio_y, plane.ratio_x), (plane.height, plane.width)
         y, x = (
             int(np.clip(centre / ratio - self.size * random.random(), 0, max(0, all_ - self.size)))
             for centre, ratio, all_ in zip(place, ratios, extents, strict=True)
         )
         pixels = plane.read(Window(y, x, self.size, self.size))
+        values = np.asarray(pixels.values * np.float32(self.scale), np.float32)
+        if self.stain:
+            generator = torch.Generator().manual_seed(int(random.integers(2**31)))
+            image = torch.from_numpy(values).permute(2, 0, 1)[None]
+            values = restained(image, self.stain, generator)[0].permute(1, 2, 0).numpy()
         mean, std = (np.asarray(each, np.float32) for each in (self.mean, self.std))
-        values = (pixels.values * np.float32(self.scale) - mean) / std * pixels.valid[..., None]
-        return np.asarray(values, np.float32), np.ones(len(self.mean), np.bool_)
+        return np.where(pixels.valid[..., None], (values - mean) / std, np.float32(np.nan))
+
+    def area(self, number: int) -> float:
+        """Return the foreground of a source in squares, those at its rim by what lies inside."""
+        plane = plane_at(self.sources[number], self.spacing)
+        height, width = (extent / self.size for extent in (plane.height, plane.width))
+        inside = height * width / (math.ceil(height) * math.ceil(width))
+        return len(self.places[number]) * inside
 
 
 def plane_at(source: Source, spacing: float | None, factor: float = 1.0) -> Plane:
@@ -101,11 +122,12 @@ def pretrain_on(
     Parameters
     ----------
     paths
-        Slides, scenes, and folders of them or of tiles.
+        Slides, scenes, and folders of them or of tiles; see `plain_images`.
     output
-        The model file, and beside it the folder ``NAME.train``.
+        The model file. Beside it go the split, ``NAME.split.csv``, and the folder ``NAME.train``.
     project
-        A TOML file with what is other than the defaults, as for `train`.
+        A TOML file with what is other than the defaults, as for `train`, or the name of a shipped
+        one.
     epochs, seed
         In place of the project's.
     force
@@ -122,8 +144,8 @@ def pretrain_on(
         If no image can be read, images and project do not fit, or the loss is not finite.
     """
     wanted = _project(project, epochs, seed)
-    files = _files(paths)
-    sources = _opened(files, wanted)
+    images, split = plain_images(paths, wanted)
+    sources = [image.source for image in images]
     first = sources[0]
     bands = tuple(band.name for band in first.bands)
     config = architecture(wanted, 1, len(bands), 0)
@@ -134,8 +156,8 @@ def pretrain_on(
     spacing = wanted.spacing or (max(own.y, own.x) if own is not None and is_known else None)
 
     folder = output.with_suffix(".train")
-    listed = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
-    digest = hashlib.sha256(listed.encode()).hexdigest()
+    read = "\n".join(f"{each.tile.file} {Path(each.source.path).stat().st_size}" for each in images)
+    digest = hashlib.sha256(f"{split_table(split)}{read}".encode()).hexdigest()
     claim(folder, f"{as_text(wanted)}\nimages {digest}\n", force=force)
 
     (phase,) = wanted.phases
@@ -145,9 +167,10 @@ def pretrain_on(
         size, spacing, wanted.augmentation.zoom, scale,
         (0.0,) * len(bands), (1.0,) * len(bands), phase.batch,
     )  # fmt: skip
-    train, held_out = _divided(plain)
+    train, held_out = _divided(plain, [image.tile.split == "val" for image in images])
     mean, std = _statistics(train, wanted.seed)
     train, held_out = (dataclasses.replace(each, mean=mean, std=std) for each in (train, held_out))
+    train = dataclasses.replace(train, stain=wanted.augmentation.stain)
     encoder, metrics = pretrain(
         [train], [held_out], config, phase, folder / "phase-1",
         steps=EPOCH, band_dropout=wanted.augmentation.band_dropout > 0, seed=wanted.seed,
@@ -166,8 +189,10 @@ def pretrain_on(
         training_data=wanted.training_data,
         licence=wanted.licence,
         metrics=metrics,
+        split=split_hash(split),
     )
     save_model(output, encoder, spec, torch.float16)
+    write_split(output.with_suffix(SPLIT), split)
     return metrics
 
 
@@ -183,44 +208,6 @@ def _project(path: str | Path | None, epochs: int | None, seed: int | None) -> P
     return dataclasses.replace(project, phases=(phase,), seed=seed)
 
 
-def _files(paths: Sequence[str | Path]) -> list[Path]:
-    """List images, those of folders by their names; a folder of OME-Zarr is an image."""
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir() and path.suffix != ".zarr":
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise GigavimError(f"{path}: no image is in this folder; name the files")
-            files += inside
-        else:
-            files.append(path)
-    return files
-
-
-def _opened(files: Sequence[Path], project: Project) -> list[Source]:
-    sources, faults = [], []
-    for file in files:
-        try:
-            sources.append(open_source(file, bands=project.bands or None))
-        except SourceError as error:
-            faults.append(str(error))
-    if not sources:
-        raise GigavimError(f"no image can be read, the first is {faults[0]}")
-    if faults:
-        logger.warning(
-            "%d of %d images cannot be read and are left out, as %s",
-            len(faults), len(files), faults[0],
-        )  # fmt: skip
-    for other in sources:
-        if len(other.bands) != len(sources[0].bands) or other.dtype != sources[0].dtype:
-            raise GigavimError(
-                f"{other.path} has {len(other.bands)} bands of {other.dtype}, and "
-                f"{sources[0].path} {len(sources[0].bands)} of {sources[0].dtype}; choose the same "
-                "with bands"
-            )
-    return sources
-
-
 def _places(source: Source, spacing: float | None, size: int) -> NDArray[np.float64]:
     plane, finest = plane_at(source, spacing), source.levels[0]
     grid = Grid.over(
@@ -232,10 +219,13 @@ def _places(source: Source, spacing: float | None, size: int) -> NDArray[np.floa
     return np.asarray(centres, np.float64)
 
 
-def _divided(crops: Crops) -> tuple[Crops, Crops]:
-    """Keep some images for validation, or where there are few the lowest squares of each."""
-    if len(crops.sources) >= HELD_OUT:
-        cuts = [0 if number % HELD_OUT == 0 else len(p) for number, p in enumerate(crops.places)]
+def _divided(crops: Crops, held_out: Sequence[bool]) -> tuple[Crops, Crops]:
+    """Keep the images that are held out for validation, or of none the lowest squares of each."""
+    if any(held_out):
+        cuts = [
+            0 if is_held_out else len(places)
+            for places, is_held_out in zip(crops.places, held_out, strict=True)
+        ]
     else:
         cuts = [len(places) - math.ceil(len(places) / HELD_OUT) for places in crops.places]
     return (
@@ -254,11 +244,10 @@ def _with_places(crops: Crops, places: Sequence[NDArray[np.float64]]) -> Crops:
 
 
 def _statistics(crops: Crops, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each band; what is not known counts for little."""
+    """Return mean and standard deviation of each band."""
     random = np.random.default_rng(seed)
-    drawn = [crops.crop(random)[0].astype(np.float64) for _ in range(MEASURED)]
-    mean = np.mean([each.mean((0, 1)) for each in drawn], 0)
-    std = np.sqrt(np.mean([((each - mean) ** 2).mean((0, 1)) for each in drawn], 0))
+    drawn = np.stack([crops.crop(random)[0] for _ in range(MEASURED)]).astype(np.float64)
+    mean, std = np.nanmean(drawn, (0, 1, 2)), np.nanstd(drawn, (0, 1, 2))
     if not np.isfinite(mean).all() or not (std > 0).all():
         raise GigavimError(
             f"a band of the images is constant or not finite (means {mean}, deviations {std}); "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -132,3 +134,37 @@ def write_classifier(path: Path, **changes: object) -> Path:
     )  # fmt: skip
     save_model(path, encoder, spec)
     return path
+
+
+def feature(name: str | None, *box: float, **more: Any) -> dict[str, Any]:
+    """Return a rectangle x0, y0, x1, y1 as QuPath writes it."""
+    x0, y0, x1, y1 = box
+    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+    properties = {} if name is None else {"classification": {"name": name, **more}}
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"objectType": "annotation", **properties},
+    }
+
+
+def write_annotation(path: Path, *features: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
+    return path
+
+
+def write_slides(folder: Path, count: int = 3) -> Path:
+    """Write slides whose tissue is pink on the left and dark on the right, both annotated."""
+    folder.mkdir()
+    lines = ["file,labels,group"]
+    for number in range(count):
+        write_slide(folder / f"{number}.tif", tissue(384, 512, number))
+        write_annotation(
+            folder / f"{number}.geojson",
+            feature("pink", 140, 110, 250, 280, color=[255, 0, 128]),
+            feature("dark", 260, 110, 370, 280),
+        )
+        lines.append(f"{number}.tif,{number}.geojson,patient {number}")
+    table = folder / "slides.csv"
+    table.write_text("\n".join(lines))
+    return table

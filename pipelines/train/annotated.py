@@ -83,7 +83,13 @@ def read_annotated(
     """
     read = []
     for each in listed:
-        source, plane = each.source, Plane.at(each.source, spacing)
+        source = each.source
+        if spacing is not None and source.spacing is None:
+            raise GigavimError(
+                f"{source.path} does not say how large a pixel is; write source_spacing in the "
+                "project"
+            )
+        plane = Plane.at(source, spacing)
         finest = source.levels[0]
         grid = Grid.over(
             finest.height, finest.width, patch=config.patch, stride=config.stride,

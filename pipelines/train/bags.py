@@ -182,9 +182,14 @@ def _read(
     stores = []
     config = RunConfig(model=str(model.path), mode="whole", heads=("features",))
     for number, each in enumerate(listed, 1):
+        own = each.source.spacing
+        given = (own.y, own.x) if own is not None and own.origin == "user" else None
         name = hashlib.sha256(each.tile.file.encode()).hexdigest()[:16]
         stores.append(folder / f"{name}.gigavim.zarr")
-        summary = run_image(each.source.path, stores[-1], config, Resources(device=device))
+        summary = run_image(
+            each.source.path, stores[-1], dataclasses.replace(config, source_spacing=given),
+            Resources(device=device),
+        )  # fmt: skip
         logger.info("%s: %s, %d of %d", each.tile.file, summary.status, number, len(listed))
     labels = [names.index(each.tile.label) for each in listed]
     return Bags(tuple(stores), np.array(labels, np.int64))

@@ -16,7 +16,7 @@ from gigavim.pipelines.train.dense_train import test_figures, train_nuclei
 from gigavim.pipelines.train.figures import Figures
 from gigavim.pipelines.train.listing import names_annotations
 from gigavim.pipelines.train.patch_classifier import evaluate_annotated, train_annotated
-from gigavim.pipelines.train.project import Project, read_project
+from gigavim.pipelines.train.project import Project, project_of
 from gigavim.pipelines.train.split import split_by_group, split_of
 from gigavim.pipelines.train.tiles import read_tiles, with_splits
 
@@ -112,12 +112,12 @@ def evaluate(model: str | Path, data: str | Path) -> dict[str, Any]:
     if loaded.decoder is not None:
         figures = test_figures(loaded, read_nuclei(Path(data))["test"])
         return {"model": str(loaded.path), "split": "test", **figures.as_dict()}
-    project = read_project(data)
+    project = project_of(data)
     if loaded.bag is not None or names_annotations(project):
         compare = evaluate_annotated if loaded.bag is None else evaluate_bags
         which, figures = compare(loaded, project)
         return {"model": str(loaded.path), "split": which, **figures.as_dict()}
-    tiles = read_tiles(data)
+    tiles = read_tiles(project.data)
     beside = loaded.path.with_suffix(SPLIT)
     if all(tile.split is None for tile in tiles.tiles) and beside.is_file():
         tiles = split_of(tiles, beside)
@@ -137,7 +137,7 @@ def _project(
     seed: int | None,
 ) -> Project:
     """Read the project and put in what the caller chose."""
-    project = read_project(what)
+    project = project_of(what)
     if data is not None:
         project = dataclasses.replace(project, data=str(data))
     if not project.data:

@@ -30,6 +30,16 @@ class ListedImage:
     source: Source
 
 
+@dataclass(frozen=True)
+class NamedImage:
+    """An image that was named, and is perhaps never opened."""
+
+    tile: Tile
+    path: Path
+    spacing: float | None
+    """Of its pixels, where the file does not say it."""
+
+
 def names_annotations(project: Project) -> bool:
     """Tell whether a project is of images with annotations: it lists them, or its table does."""
     path = Path(project.data)
@@ -113,21 +123,35 @@ def _tile(row: dict[str, str], project: Project) -> Tile:
 
 
 def _opened(folder: Path, tiles: Sequence[Tile], project: Project) -> list[ListedImage]:
-    """Open images that are alike in bands and numbers."""
+    named = [NamedImage(tile, folder / tile.file, project.source_spacing) for tile in tiles]
+    return open_alike(named, project.bands)
+
+
+def open_alike(named: Sequence[NamedImage], bands: Sequence[str]) -> list[ListedImage]:
+    """Open images that are alike in bands and numbers.
+
+    Raises
+    ------
+    GigavimError
+        If they are not, or none can be opened. Single images that cannot be are left out, with a
+        warning.
+    """
     opened, faults = [], []
-    for tile in tiles:
+    for each in named:
         try:
-            source = open_source(folder / tile.file, bands=project.bands or None)
+            source = open_source(each.path, bands=bands or None)
+            if source.spacing is None and each.spacing is not None:
+                source = open_source(each.path, bands=bands or None, source_spacing=each.spacing)
         except SourceError as error:
             faults.append(str(error))
             continue
-        opened.append(ListedImage(tile, source))
+        opened.append(ListedImage(each.tile, source))
     if not opened:
         raise GigavimError(f"no image can be read, the first is {faults[0]}")
     if faults:
         logger.warning(
             "%d of %d images cannot be read and are left out, as %s",
-            len(faults), len(tiles), faults[0],
+            len(faults), len(named), faults[0],
         )  # fmt: skip
     first = opened[0].source
     for other in opened:

@@ -46,7 +46,8 @@ class Project:
     """Everything that a training run follows from, besides the pixels."""
 
     data: str = ""
-    """Folder, archive or table of tiles or images, relative to the project file."""
+    """Folder, archive or table of tiles or images, relative to the project file; without labels a
+    table of images in the folder that is given (`plain_images`)."""
     images: tuple[Mapping[str, str], ...] = ()
     """``file``, ``labels``, perhaps ``group`` and ``split`` of images with annotations, in place of
     a table; relative to the project file too."""
@@ -66,6 +67,8 @@ class Project:
     """Names; by default red, green and blue where there are three."""
     spacing: float | None = None
     """Size of the tiles' pixels, in `unit`."""
+    source_spacing: float | None = None
+    """Size of the pixels of slides, scenes and images that do not say it themselves."""
     mode: Literal["whole", "tiles"] = "tiles"
     """How images are read with a classifier of tiles unless one says otherwise: as it was trained,
     or ``whole`` where mosaics taught it to name patches and `benchmarks/mosaic.py` prefers it."""
@@ -88,19 +91,30 @@ SMALL: Mapping[str, Any] = {
 an image is the mean of what it says of the patches, whatever their number."""
 
 
-def read_project(what: str | Path) -> Project:
+def project_of(what: str | Path) -> Project:
     """Read a project file, or one of the `RECIPES` by its name; else it is a data set.
 
     Raises
     ------
     GigavimError
-        If it cannot be read, or says something that means nothing here.
+        As `read_project`.
     """
-    path = Path(what)
-    if not path.exists() and (RECIPES / f"{what}.toml").is_file():
-        path = RECIPES / f"{what}.toml"
-    if path.suffix != ".toml":
-        return Project(data=str(what))
+    is_project = Path(what).suffix.lower() == ".toml" or _is_recipe(what)
+    return read_project(what) if is_project else Project(data=str(what))
+
+
+def read_project(what: str | Path) -> Project:
+    """Read a project file, or one of the `RECIPES` by its name.
+
+    Raises
+    ------
+    GigavimError
+        If it is no project, cannot be read, or says something that means nothing here.
+    """
+    path = RECIPES / f"{what}.toml" if _is_recipe(what) else Path(what)
+    if path.suffix.lower() != ".toml":
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise GigavimError(f"{what} is no project; name a TOML file, or one of {known}")
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -121,6 +135,10 @@ def read_project(what: str | Path) -> Project:
         return Project(**values)
     except (TypeError, ValueError) as error:
         raise GigavimError(f"{path}: {error}; correct it") from error
+
+
+def _is_recipe(what: str | Path) -> bool:
+    return not Path(what).exists() and (RECIPES / f"{what}.toml").is_file()
 
 
 def architecture(project: Project, image_size: int, bands: int, classes: int) -> VisionMambaConfig:

@@ -58,7 +58,7 @@ def split_by_group(tiles: TileSet, seed: int = 0) -> TileSet:
             "tiles have no groups: neighbours may fall on both sides of the split, and figures "
             "come out too good; a CSV with a column group keeps them together"
         )
-    _check_groups(tiles.tiles)
+    check_groups(tiles.tiles)
     splits: list[SplitName] = [split or "train" for split in given]
     if None in given:
         _take(tiles.tiles, splits, "test", seed)
@@ -89,7 +89,14 @@ def _take(tiles: Sequence[Tile], splits: list[SplitName], name: SplitName, seed:
         splits[rows[i]] = name
 
 
-def _check_groups(tiles: Sequence[Tile]) -> None:
+def check_groups(tiles: Sequence[Tile]) -> None:
+    """See that each group is in one split as a whole.
+
+    Raises
+    ------
+    GigavimError
+        If one is in two.
+    """
     splits_of = defaultdict(set)
     for tile in tiles:
         splits_of[tile.group].add(tile.split)

@@ -95,8 +95,8 @@ def read_tiles(path: str | Path) -> TileSet:
     if path.suffix.lower() == ".csv" and path.is_file():
         return _decoded(path, tiles_in_table(path), _bytes_in(path.parent))
     raise GigavimError(
-        f"{path}: no such folder, .zip or .csv; give a folder with one folder of tiles per class, "
-        "a zip of it, or a CSV with the columns file, label and group"
+        f"{path}: no such folder, .zip, .csv or .toml; give a folder with one folder of tiles per "
+        "class, a zip of it, a CSV with the columns file, label and group, or a project.toml"
     )
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,44 +20,18 @@ from gigavim.pipelines.train.commands import evaluate, train
 from gigavim.pipelines.train.labels import NONE, read_labels
 from gigavim.sources import open_source
 from gigavim.store import ResultStore
-from images import ORIGIN, tissue, write_scene, write_slide
+from images import (
+    ORIGIN,
+    feature,
+    tissue,
+    write_annotation,
+    write_scene,
+    write_slide,
+    write_slides,
+)
 
 MODEL = "[model]\nwidth = 16\ndepth = 2\nstate = 4\npatch = 16\nstride = 16\n"
 PHASE = "[[phases]]\nepochs = 6\nbatch = 2\nlearning_rate = 2e-2\nsmoothing = 0.0\naverage = 0.9\n"
-
-
-def feature(name: str | None, *box: float, **more: Any) -> dict[str, Any]:
-    """Return a rectangle x0, y0, x1, y1 as QuPath writes it."""
-    x0, y0, x1, y1 = box
-    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
-    properties = {} if name is None else {"classification": {"name": name, **more}}
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"objectType": "annotation", **properties},
-    }
-
-
-def write_annotation(path: Path, *features: dict[str, Any]) -> Path:
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
-    return path
-
-
-def write_slides(folder: Path, count: int = 3) -> Path:
-    """Write slides whose tissue is pink on the left and dark on the right, both annotated."""
-    folder.mkdir()
-    lines = ["file,labels,group"]
-    for number in range(count):
-        write_slide(folder / f"{number}.tif", tissue(384, 512, number))
-        write_annotation(
-            folder / f"{number}.geojson",
-            feature("pink", 140, 110, 250, 280, color=[255, 0, 128]),
-            feature("dark", 260, 110, 370, 280),
-        )
-        lines.append(f"{number}.tif,{number}.geojson,patient {number}")
-    table = folder / "slides.csv"
-    table.write_text("\n".join(lines))
-    return table
 
 
 @pytest.fixture
@@ -106,6 +79,21 @@ def test_two_runs_on_annotations_with_one_seed_give_the_same_bytes(project: Path
         train(project, output, device="cpu", epochs=1)
 
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_slides_without_spacing_are_given_one(project: Path) -> None:
+    for number in range(3):
+        write_slide(project.parent / f"slides/{number}.tif", tissue(384, 512, number), mpp=None)
+    output = project.with_name("model.safetensors")
+    text = project.read_text()
+
+    project.write_text(f"spacing = 1.0\n{text}")
+    with pytest.raises(GigavimError, match="write source_spacing in the project"):
+        train(project, output, device="cpu", epochs=1)
+    project.write_text(f"spacing = 1.0\nsource_spacing = 0.5\nunit = 'µm'\n{text}")
+    train(project, output, device="cpu", epochs=1)
+
+    assert load_model(output).spec.spacing == 1.0
 
 
 def test_images_are_listed_in_the_project_itself(tmp_path: Path) -> None:

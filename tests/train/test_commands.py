@@ -150,6 +150,13 @@ def test_classes_that_a_model_does_not_know_are_named(project: Path) -> None:
         evaluate(output, folder)
 
 
+def test_a_project_by_another_name_is_not_taken_for_tiles(project: Path) -> None:
+    other = project.rename(project.with_suffix(".txt"))
+
+    with pytest.raises(GigavimError, match=r"no such folder, .zip, .csv or .toml"):
+        train(other, project.with_name("model.safetensors"), device="cpu")
+
+
 @pytest.mark.slow
 def test_a_tiny_model_learns_from_a_few_real_tiles(shared: Path, tmp_path: Path) -> None:
     """Ten classes of land cover, 40 tiles each; chance is 0.1."""

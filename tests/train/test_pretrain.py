@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from gigavim.encoder import VisionMambaConfig
 from gigavim.errors import GigavimError
 from gigavim.pipelines import unlabelled
 from gigavim.pipelines.pretrain import Explained, MaskedModel, masked_loss
+from gigavim.pipelines.train.project import RECIPES
 from gigavim.pipelines.unlabelled import pretrain_on
 from images import tissue, write_slide
 from tile_files import write_folder
@@ -72,6 +75,71 @@ def test_slides_are_learned_from_at_their_spacing(
     assert "1 of 2 images cannot be read and are left out" in caplog.text
     with pytest.raises(GigavimError, match="--force starts over"):
         pretrain_on([slide], output, project=project, epochs=1, device="cpu")
+
+
+def test_a_table_says_which_images_are_never_opened(project: Path) -> None:
+    tiles = write_folder(project.with_name("tiles"), 2)
+    (tiles / "sea/0.png").write_bytes(b"no image")
+    table = project.with_name("tiles.csv")
+    table.write_text(
+        "file,group,split,spacing\nforest/0.png,a,train,0.5\nforest/1.png,b,val,0.5\n"
+        "sea/0.png,c,test,\nsea/1.png,a,train,1.0\n"
+    )
+    project.write_text(f"data = 'tiles.csv'\nspacing = 1.0\n{PROJECT}")
+    output = project.with_name("encoder.safetensors")
+
+    pretrain_on([tiles], output, project=project, epochs=1, device="cpu")
+
+    spec = load_model(output).spec
+    split = output.with_suffix(".split.csv").read_bytes()
+    assert hashlib.sha256(split).hexdigest() == spec.split
+    assert b"\nsea/0.png,,c,test\n" in split
+    assert (spec.spacing, spec.unit) == (1.0, "µm")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("forest/0.png,a,train\nforest/1.png,a,test", "1 groups are in more than one split"),
+        ("forest/0.png,a,train\nforest/9.png,b,val", "names 1 files that are not in"),
+        ("forest/0.png,a,train\nforest/1.png,b,", "1 of 2 images have no split"),
+        ("forest/0.png,a,training", "there is no split 'training'"),
+        ("", "names no image"),
+    ],
+)
+def test_a_faulty_table_of_images_is_one_clear_error(
+    project: Path, rows: str, message: str
+) -> None:
+    tiles = write_folder(project.with_name("tiles"), 2)
+    project.with_name("tiles.csv").write_text(f"file,group,split\n{rows}\n")
+    project.write_text(f"data = 'tiles.csv'\n{PROJECT}")
+
+    with pytest.raises(GigavimError, match=message) as error:
+        pretrain_on([tiles], project.with_name("encoder.safetensors"), project=project)
+    assert "\n" not in str(error.value)
+
+
+def test_a_project_that_is_no_toml_file_is_refused(project: Path) -> None:
+    tiles = write_folder(project.with_name("tiles"), 2)
+    with pytest.raises(GigavimError, match="tiles is no project; name a TOML file, or one of"):
+        pretrain_on([tiles], project.with_name("encoder.safetensors"), project=tiles)
+
+
+def test_the_split_of_histology_is_what_the_sets_say(shared: Path) -> None:
+    table = RECIPES / "histology.csv"
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    splits = {(row["group"], row["split"]) for row in rows}
+    assert len(splits) == len({row["group"] for row in rows})
+    assert all((shared / "data" / row["file"]).is_file() for row in rows)
+    for name in ("nuclei_dsb2018_cc0/index.csv", "breakhis_mini_ccby/labels.csv"):
+        path = shared / "data/labelled" / name
+        with path.open(newline="", encoding="utf-8") as file:
+            tests = [row.get("id", "") or row["file"] for row in csv.DictReader(file)
+                     if row["split"] == "test"]  # fmt: skip
+        learned = "\n".join(row["file"] for row in rows if row["split"] != "test")
+        assert not [test for test in tests if test in learned]
 
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
