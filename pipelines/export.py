@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gigavim.errors import StoreError
+from gigavim.exports.anndata import write_anndata
 from gigavim.exports.csv import write_csv
 from gigavim.exports.geojson import Objects, write_geojson
 from gigavim.exports.geoparquet import write_geoparquet
 from gigavim.exports.geotiff import write_geotiff
 from gigavim.exports.hdf5 import write_clam, write_stamp, write_trident
+from gigavim.exports.ometiff import write_ometiff
 from gigavim.exports.png import write_png
 from gigavim.exports.result import Result
+from gigavim.exports.spatialdata import write_spatialdata
 
 OF_A_MAP: Mapping[str, tuple[str, Callable[..., None]]] = {
     "geojson": (".{head}.geojson", write_geojson),
@@ -20,12 +23,15 @@ OF_A_MAP: Mapping[str, tuple[str, Callable[..., None]]] = {
     "geotiff": (".{head}.tif", write_geotiff),
     "png": (".{head}.png", write_png),
     "csv": (".tokens.csv", write_csv),
+    "ome-tiff": (".{head}.ome.tif", write_ometiff),
+    "spatialdata": (".spatialdata.zarr", write_spatialdata),
 }
 """What a format's file is called after the image's name, and what writes it from a class map."""
 OF_FEATURES: Mapping[str, tuple[str, Callable[[Result, Path], None]]] = {
     "h5-trident": (".trident.h5", write_trident),
     "h5-clam": (".clam.h5", write_clam),
     "h5-stamp": (".stamp.h5", write_stamp),
+    "anndata": (".h5ad", write_anndata),
 }
 """The same of formats for features."""
 FORMATS = (*OF_A_MAP, *OF_FEATURES)

@@ -22,9 +22,9 @@ def write_csv(result: Result, path: Path, *, head: str | None = None) -> None:
     ``x`` and ``y`` are the patch's top-left corner in level-0 pixels, ``row`` and ``column`` its
     place on the grid. The areas are in ``<name>.areas.csv``.
     """
-    layer, grid = result.layer(head), result.about["grid"]
+    layer = result.layer(head)
     labels = None
-    if layer.shape == (grid["rows"], grid["columns"]):
+    if layer.shape == result.grid_shape:
         labels = np.asarray(layer.levels[0][...])
     names = result.layer("classify").names if "tokens/probs" in result.store.group else ()
     with new_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:

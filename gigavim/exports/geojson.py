@@ -136,9 +136,8 @@ def _tiles(result: Result, layer: Layer) -> Iterator[Described]:
     import shapely
 
     table = result.patches()
-    grid = result.about["grid"]
     labels = None
-    if layer.shape == (grid["rows"], grid["columns"]):
+    if layer.shape == result.grid_shape:
         labels = np.asarray(layer.levels[0][...])
     height, width = table.side_level0
     registration = layer.registration

@@ -34,6 +34,8 @@ class Regions:
     """Of the cells of all regions."""
     probabilities: NDArray[np.float64]
     """Mean over the cells of the probability of the region's class; NaN where there are none."""
+    numbers: NDArray[np.int32]
+    """Of each cell, 1 more than the row of its region; 0 for none, shape (rows, columns)."""
 
 
 def regions(result: Result, layer: Layer) -> Regions:
@@ -63,6 +65,7 @@ def regions(result: Result, layer: Layer) -> Regions:
         _areas(exact, layer.registration),
         cells / max(1, cells.sum()),
         _mean_probabilities(result, layer, numbers, classes[1:]),
+        numbers,
     )
 
 

@@ -159,6 +159,11 @@ class Result:
         return self.about["source"]["height"], self.about["source"]["width"]
 
     @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.about["grid"]["rows"], self.about["grid"]["columns"]
+
+    @property
     def model(self) -> str:
         """Name of the model."""
         return str(self.about["model"]["id"])
@@ -191,6 +196,17 @@ class Result:
                 f"{self.store.path} has no class map {head!r}; it has {', '.join(heads)}"
             )
         return self._layer(f"labels/{head or heads[0]}")
+
+    def probabilities(self, head: str) -> tuple[zarr.Array[Any], ...]:
+        """Return the maps of each class's probability, uint8 as stored; none where there are none.
+
+        Shape (class, rows, columns), finest first.
+        """
+        if f"maps/{head}" not in self.store.group:
+            return ()
+        ome: Any = self.store.group[f"maps/{head}"].attrs["ome"]
+        datasets = ome["multiscales"][0]["datasets"]
+        return tuple(self.store.array(f"maps/{head}/{dataset['path']}") for dataset in datasets)
 
     def table(self) -> Table:
         """Return the tiles where there are some, since one of them is one feature, else patches."""
