@@ -37,7 +37,8 @@ def about(results: Results) -> dict[str, str]:
             lines["Patches"] += f", {unreadable:,} of them unreadable"
     if "errors/x" in store.group:
         count = store.array("errors/x").shape[0]
-        lines["Errors"] = f"{count:,} parts could not be read" if count else "none"
+        parts = "1 part" if count == 1 else f"{count:,} parts"
+        lines["Errors"] = f"{parts} could not be read" if count else "none"
     return {name: words for name, words in lines.items() if words}
 
 
@@ -79,8 +80,8 @@ def _spacing(results: Results) -> str:
     """Say how large the pixels are that the model saw, and those of the file."""
     spacing = results.store.attributes["spacing"]
     seen, own = spacing["achieved"][1], spacing["level0"][1]
-    unit = spacing["unit"]
-    return f"{seen:.4g} {unit} per pixel; the file has {own:.4g} {unit}"
+    words = f"{seen:.4g} {spacing['unit']} per pixel"
+    return words if f"{seen:.2g}" == f"{own:.2g}" else f"{words}, {own:.4g} in the file"
 
 
 def _time(results: Results) -> str:
@@ -91,8 +92,8 @@ def _time(results: Results) -> str:
     if started:
         words = datetime.fromisoformat(started).astimezone().strftime("%Y-%m-%d %H:%M")
     if "seconds" in marks:
-        seconds = round(marks["seconds"])
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        took = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
-        words += f", took {took}"
+        minutes, seconds = divmod(round(marks["seconds"]), 60)
+        hours, minutes = divmod(minutes, 60)
+        took = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+        words += f", took {took.removeprefix('0 min ')}"
     return words.removeprefix(", ")

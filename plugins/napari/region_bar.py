@@ -28,6 +28,8 @@ class RegionBar(QWidget):
         self.previous, self.next = QPushButton("◀ Previous"), QPushButton("Next ▶")
         self.words = QLabel()
         self.words.setWordWrap(True)
+        # Two lines, so that nothing below moves when one goes on.
+        self.words.setMinimumHeight(2 * self.words.fontMetrics().lineSpacing() + 6)
         self.previous.clicked.connect(lambda: self._step(-1))
         self.next.clicked.connect(lambda: self._step(1))
         layout = QGridLayout(self)
@@ -54,7 +56,7 @@ class RegionBar(QWidget):
         self._position = -1
         for button in (self.previous, self.next):
             button.setEnabled(find is not None)
-            button.setToolTip(f"Goes through the regions of {name} {order}" if name else "")
+            button.setToolTip(f"Goes through the regions of {name}, {order}" if name else "")
         self.words.setText(f"Regions of {name}, {order}" if name else "Choose a class")
 
     def _step(self, by: int) -> None:

@@ -14,8 +14,12 @@ from gigavim.plugins.napari.world import Affine, to_world
 
 MOST = 1000
 """Regions that somebody might go through."""
-SURROUNDINGS = 4
-"""Least side of a region that is looked at, in patches or in nuclei."""
+LEAST_PATCHES = 4
+"""To a side of a region at least: a smaller one is looked at in its surroundings."""
+LEAST_DIAMETERS = 8
+"""Of a nucleus that is looked at, to a side of its surroundings."""
+FILLED = 0.4
+"""Part of the view that a region fills when one goes there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,13 @@ class Region:
     """What there is to say of it."""
 
 
-ORDER = {
-    PatchMap: "by the sum of the class's probability over the region, the largest first",
-    NucleiMap: "by the mean probability of each nucleus, the highest first",
-}
-"""In which order `regions_of` returns them, for people."""
+def order_of(shown: HeadMap) -> str:
+    """Say in which order `regions_of` returns the regions of a map."""
+    if isinstance(shown, NucleiMap):
+        return "those of the highest mean probability first"
+    if shown.best is None:
+        return "the largest first"
+    return "those with the largest sum of probability first"
 
 
 def regions_of(
@@ -121,7 +127,7 @@ def _nuclei(results: Results, head: str, shown: NucleiMap, threshold: float) -> 
     order = order[shown.best[order] >= np.float32(threshold)]
     centres = results.store.values(f"objects/{head}/centroids")[order, ::-1].astype(np.float64)
     areas = results.store.values(f"objects/{head}/area_um2")[order]
-    across = np.sqrt(4 / np.pi * areas) * SURROUNDINGS
+    across = np.sqrt(4 / np.pi * areas) * LEAST_DIAMETERS
     return [
         Region(y, x, side, side, f"{area:.0f} µm², probability {probability:.2f}")
         for (y, x), side, area, probability in zip(
@@ -136,12 +142,8 @@ def _placed(
 ) -> Region:
     """Bring a rectangle of cells to the world, not too small to be seen in its surroundings."""
     ((y, x),) = to_world(affine, np.array([middle])).tolist()
-    height, width = np.abs(affine[:2, :2]) @ np.maximum(sides, SURROUNDINGS)
+    height, width = np.abs(affine[:2, :2]) @ np.maximum(sides, LEAST_PATCHES)
     return Region(y, x, float(height), float(width), words)
-
-
-FILLED = 0.4
-"""Part of the view that a region fills when one goes there."""
 
 
 def look_at(viewer: Any, region: Region) -> None:

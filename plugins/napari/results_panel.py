@@ -29,8 +29,9 @@ from gigavim.ngff import Colour
 from gigavim.plugins.napari.class_list import ClassList
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.picture import save_overlay, save_view
+from gigavim.plugins.napari.pyramids import label_pyramid
 from gigavim.plugins.napari.region_bar import RegionBar
-from gigavim.plugins.napari.regions import ORDER, look_at, regions_of
+from gigavim.plugins.napari.regions import look_at, order_of, regions_of
 from gigavim.plugins.napari.results import Results, results_of
 from gigavim.plugins.napari.run_box import RunBox
 from gigavim.plugins.napari.threshold import HeadMap, read_map
@@ -44,7 +45,8 @@ class ResultsPanel(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self._viewer = napari_viewer
+        # Widgets get the viewer in a wrapper, and layers from that in wrappers of their own.
+        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._results: Results | None = None
         self._map: HeadMap | None = None
         self._shown: tuple[Results | None, str | None] = (None, None)
@@ -239,7 +241,7 @@ class ResultsPanel(QWidget):
             self.regions.set_finder(None)
             return
         find = partial(regions_of, results, head, found, chosen, self._threshold)
-        self.regions.set_finder(find, found.names[chosen - 1], ORDER[type(found)])
+        self.regions.set_finder(find, found.names[chosen - 1], order_of(found))
 
     def _on_toggled(self, label: int, is_shown: bool) -> None:
         layer = self._layer
