@@ -39,14 +39,25 @@ MOST_OBJECTS = 1_000_000
 """That a layer of points takes in a second or so; more are seen in the class map alone."""
 
 
-def image_layers(source: Source, results: Results | None = None) -> list[LayerData]:
+def image_layers(path: str, results: Results | None = None) -> list[LayerData]:
     """Show an image in colours; by its bands, the channels of fluorescence together.
 
     Parameters
     ----------
     results
-        Of the image, which say where it lies.
+        Of the image, which say where it lies and what its bands are.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be read.
     """
+    asked = None if results is None else results.store.attributes["configuration"]["bands"]
+    source = open_source(path, bands=asked)
+
+    def narrowed(indices: Sequence[int]) -> Source:
+        return open_source(path, bands=[asked[i] if asked else str(i + 1) for i in indices])
+
     if results is None:
         spacing = source.spacing or Spacing(1, 1, "pixel", "not known")
         world = world_of_level0(spacing, source.transform if source.kind == "scene" else None)
@@ -74,12 +85,12 @@ def image_layers(source: Source, results: Results | None = None) -> list[LayerDa
             "blending": "additive" if is_channel else "translucent",
             "colormap": CHANNELS[index % len(CHANNELS)] if is_channel else "gray",
         }
-        pyramid = band_pyramid(_narrowed(source, [index]))
+        pyramid = band_pyramid(narrowed([index]))
         layers.append((list(pyramid.levels), common | shown, "image"))
     if is_composed:
         stretch = Stretch.of(pixels, bands)
         pyramid = rgba_pyramid(
-            _narrowed(source, stretch.bands), Stretch((0, 1, 2), stretch.low, stretch.span)
+            narrowed(stretch.bands), Stretch((0, 1, 2), stretch.low, stretch.span)
         )
         colours = f"{name} · {', '.join(bands[index].name for index in stretch.bands)}"
         layers.append((list(pyramid.levels), common | {"name": colours, "rgb": True}, "image"))
@@ -125,7 +136,7 @@ def add_image(viewer: Any, results: Results) -> None:
     ours = [layer.metadata.get("gigavim") or {} for layer in viewer.layers]
     if any((its.get("kind"), its.get("source")) == ("image", results.source) for its in ours):
         return
-    layers = image_layers(open_source(results.source), results)
+    layers = image_layers(results.source, results)
     for index, data in enumerate(layers):
         viewer.layers.insert(index, Layer.create(*data))
     for its in ours:
@@ -211,11 +222,6 @@ def _flat(pyramid: Pyramid, attributes: dict[str, Any], kind: str) -> LayerData:
 
 def _stem(results: Results) -> str:
     return results.store.path.name.removesuffix(".zarr").removesuffix(".gigavim")
-
-
-def _narrowed(source: Source, bands: Sequence[int]) -> Source:
-    """Open a source once more, for some of its bands."""
-    return open_source(source.path, bands=[str(index + 1) for index in bands])
 
 
 def _samples(source: Source) -> Pixels:

@@ -9,7 +9,6 @@ from pathlib import Path
 from gigavim.errors import SourceError
 from gigavim.plugins.napari.layers import LayerData, image_layers, result_layers
 from gigavim.plugins.napari.results import Results, open_results
-from gigavim.sources import open_source
 from gigavim.store.naming import SUFFIX
 
 
@@ -39,7 +38,7 @@ def open_path(path: str, source: str | None = None) -> Opened:
         If it is neither, or one that cannot be read.
     """
     if not is_store(path):
-        return Opened(image_layers(open_source(path)), [])
+        return Opened(image_layers(path), [])
     results = open_results(path, source)
     layers, warnings = result_layers(results), []
     if not results.complete:
@@ -51,7 +50,7 @@ def open_path(path: str, source: str | None = None) -> Opened:
     if not results.has_image:
         return Opened(layers, warnings, results, lost=True)
     try:
-        layers = image_layers(open_source(results.source), results) + layers
+        layers = image_layers(results.source, results) + layers
     except SourceError as error:
         warnings.append(f"the results are shown without their image: {error}")
     return Opened(layers, warnings, results)
