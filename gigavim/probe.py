@@ -22,7 +22,7 @@ from gigavim.store import ResultStore
 
 RIDGE = 1.0
 """Half of it times the squared weights, on standardised features, is added to the summed loss."""
-MOST = 5_000
+MOST = 2_000
 """Patches or tiles of a class that a probe is fitted on, evenly among those under its shapes."""
 FOLDS = 5
 """Parts that shapes are divided in, at most, to see how well a probe knows the others."""

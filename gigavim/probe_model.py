@@ -110,12 +110,33 @@ def save_probe(path: Path, probe: Probe, store: ResultStore, model: Model) -> No
         save_model(path, encoder, described)
 
 
+def options_of(store: ResultStore) -> str:
+    """Return the options with which a run reads an image as that of a store was read.
+
+    Those that a saved probe has in itself, model, mode and mostly the spacing, are left out.
+    """
+    config, spacing = store.attributes["configuration"], store.attributes["spacing"]
+    options = {
+        # By itself a run does not read finer than the image is.
+        "--spacing": config["spacing"]
+        if (config["spacing"] or 9e9) < min(spacing["level0"])
+        else None,
+        "--source-spacing": (config["source_spacing"] or [None])[0],
+        "--bands": ",".join(config["bands"] or ()),
+        "--order": None if config["order"] in ("raster", "cross") else config["order"],
+        "--precision": None if config["precision"] == "float32" else config["precision"],
+        "--mask": "FILE" if config["mask"] else None,
+    }
+    words = [f"{name} {value}" for name, value in options.items() if value]
+    return " ".join([*words, *["--no-mask"] * config["read_all"]])
+
+
 def _candidates(store: ResultStore, name: str) -> Iterator[Path]:
     """Yield files that may be the model of a store."""
     ships = shipped(name)
     if ships is not None:
         yield ships
-    command = re.search(r"--model[ =](\S+)", store.attributes.get("command", ""))
+    command = re.search(r"(?:--model|-m)[ =](\S+)", store.attributes.get("command", ""))
     if command is not None:
         yield Path(command[1])
     for folder in (store.path.parent, Path(store.attributes["source"]["uri"]).parent):
