@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from napari.qt.threading import create_worker
 from napari.utils.colormaps import DirectLabelColormap
 from napari.utils.notifications import show_info
@@ -29,12 +30,12 @@ from gigavim.ngff import Colour
 from gigavim.plugins.napari.class_list import ClassList
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.picture import save_overlay, save_view
-from gigavim.plugins.napari.pyramids import label_pyramid
 from gigavim.plugins.napari.region_bar import RegionBar
 from gigavim.plugins.napari.regions import look_at, order_of, regions_of
 from gigavim.plugins.napari.results import Results, results_of
 from gigavim.plugins.napari.run_box import RunBox
-from gigavim.plugins.napari.threshold import HeadMap, read_map
+from gigavim.plugins.napari.threshold import HeadMap, NucleiMap, read_map
+from gigavim.plugins.napari.window import keep_fresh, load_view
 
 LOOK_AGAIN_MS = 2000
 """At a run that is not complete."""
@@ -260,10 +261,10 @@ class ResultsPanel(QWidget):
             return
         layer.metadata["gigavim"]["threshold"] = threshold
         levels = self._map.levels(threshold, len(layer.data) if layer.multiscale else 1)
-        # A pyramid of one level would be taken for that level, and its rows for levels.
-        layer.data = (
-            levels if len(levels) > 1 else levels[0][None] if layer.multiscale else levels[0]
-        )
+        layer.data = levels if layer.multiscale else np.asarray(levels[0])
+        if isinstance(self._map, NucleiMap):
+            keep_fresh(layer, self._map.pixels)
+            keep_fresh(layer, self._map.probabilities)
         self._show_amounts()
 
     def _title(self) -> str:
@@ -278,6 +279,7 @@ class ResultsPanel(QWidget):
         path, results = self._ask_path("view"), self._results
         if not path or results is None:
             return
+        load_view(self._viewer)
         try:
             save_view(self._viewer, path, results.unit, self.legend(), self._title())
         except GigavimError as error:

@@ -5,7 +5,6 @@ A cell whose highest probability is below the threshold becomes background, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 from gigavim.area import CellAreas, cell_areas
 from gigavim.geometry import Spacing
 from gigavim.georeference import Registration
-from gigavim.ngff import STEPS, Colour, halve_labels
+from gigavim.ngff import Colour, halve_labels
+from gigavim.plugins.napari.lazy import ALIGNED, Pyramid, waiting
+from gigavim.plugins.napari.pyramids import label_pyramid, value_pyramid
 from gigavim.plugins.napari.results import Results
 
 ROWS_AT_ONCE = 1 << 18
@@ -41,12 +42,12 @@ class PatchMap:
             return self.labels
         return np.where(self.best >= np.float32(threshold), self.labels, np.uint8(0))
 
-    def levels(self, threshold: float, count: int) -> list[NDArray[np.uint8]]:
+    def levels(self, threshold: float, count: int) -> list[Any]:
         """Return the map and its coarser levels, as the store would have them."""
         levels = [self.above(threshold)]
         while len(levels) < count:
             levels.append(halve_labels(levels[-1]))
-        return levels
+        return list(label_pyramid(levels).levels) if count > 1 else levels
 
     def sizes(self, threshold: float) -> NDArray[np.float64]:
         """Return the area of each class, in cells where areas are not known, shape (K,)."""
@@ -77,10 +78,10 @@ class NucleiMap:
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...]
-    pixels: Sequence[Any]
-    """Class of each pixel, finest level first, each (rows, columns)."""
-    probabilities: Sequence[Any]
-    """As `gigavim.ngff.coded` stores them, levels as above, each (class, rows, columns)."""
+    pixels: Pyramid
+    """Class of each pixel."""
+    probabilities: Pyramid
+    """Of each pixel, NaN where there is none."""
     best: NDArray[np.float32]
     """Mean probability over the pixels of each nucleus, shape (n,)."""
     tissue_mm2: float
@@ -95,10 +96,10 @@ class NucleiMap:
 
         At a coarser level the mean probability of a cell counts.
         """
+        pairs = zip(self.pixels.levels[:count], self.probabilities.levels, strict=False)
         if threshold <= 0:
-            return list(self.pixels[:count])
-        pairs = zip(self.pixels[:count], self.probabilities, strict=False)
-        return [Above(labels, probabilities, threshold) for labels, probabilities in pairs]
+            return [pixels for pixels, _ in pairs]
+        return [Above(pixels, probabilities, threshold) for pixels, probabilities in pairs]
 
     def sizes(self, threshold: float) -> NDArray[np.float64]:
         """Return how many nuclei are at least so probable, shape (1,)."""
@@ -111,33 +112,32 @@ class NucleiMap:
 
 
 class Above:
-    """A class map that is read, and compared with a threshold, a part at a time.
+    """A level of a class map that is compared with a threshold where somebody looks.
 
     Parameters
     ----------
-    labels
-        Shape (rows, columns).
-    probabilities
-        Coded, shape (class, rows, columns).
+    labels, probabilities
+        Of the cells, shape (rows, columns).
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 2
+    chunks = (ALIGNED, ALIGNED)
 
     def __init__(self, labels: Any, probabilities: Any, threshold: float) -> None:
         self.shape: tuple[int, int] = labels.shape
         self.size = int(np.prod(self.shape))
         self._labels, self._probabilities = labels, probabilities
-        self._least = 1 + STEPS * threshold
+        self._threshold = np.float32(threshold)
 
     def __getitem__(self, part: Any) -> NDArray[np.uint8]:
-        rows, columns = part if isinstance(part, tuple) else (part, slice(None))
-        best = np.asarray(self._probabilities[:, rows, columns]).max(0)
-        labels = np.asarray(self._labels[rows, columns])
-        return np.where(best >= self._least, labels, np.uint8(0))
+        labels, probabilities = self._labels[part], self._probabilities[part]
+        return np.where(probabilities >= self._threshold, labels, np.uint8(0))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
-        return np.asarray(self[:, :], dtype)
+        # napari takes the coarsest level once and for all.
+        with waiting():
+            return np.asarray(self[...], dtype)
 
 
 HeadMap = PatchMap | NucleiMap
@@ -159,7 +159,8 @@ def read_map(results: Results, head: str) -> HeadMap:
         cell_y, cell_x = grid["cell_level0"]
         patches = int((store.values("tokens/valid") > 0).sum())
         return NucleiMap(
-            names, colours, results.levels(f"labels/{head}"), results.levels(f"maps/{head}"),
+            names, colours, label_pyramid(results.levels(f"labels/{head}")),
+            value_pyramid(results.levels(f"maps/{head}"), 0),
             store.values(f"objects/{head}/probability").astype(np.float32),
             patches * cell_y * y * cell_x * x / 1e6, registration,
         )  # fmt: skip

@@ -28,7 +28,8 @@ from gigavim.plugins.napari.results import Results, open_results
 EVERY_MS = 100
 """From one look at what was read to the next."""
 
-_fresh: weakref.WeakSet[Layer] = weakref.WeakSet()
+_fresh: weakref.WeakKeyDictionary[Layer, weakref.WeakSet[Pyramid]] = weakref.WeakKeyDictionary()
+"""What each layer is kept fresh with."""
 
 
 def attach(viewer: Any) -> None:
@@ -37,7 +38,15 @@ def attach(viewer: Any) -> None:
         viewer.layers.events.inserted.connect(_on_inserted)
         viewer.scale_bar.visible = True
     for layer in viewer.layers:
-        _keep_fresh(layer)
+        _keep_own_fresh(layer)
+
+
+def keep_fresh(layer: Layer, pyramid: Pyramid) -> None:
+    """Have a layer show what is read of a pyramid as it comes; twice is once."""
+    known = _fresh.setdefault(layer, weakref.WeakSet())
+    if pyramid not in known:
+        known.add(pyramid)
+        pyramid.listeners.append(_Refresher(layer, pyramid).start)
 
 
 def is_loading(viewer: Any) -> bool:
@@ -111,21 +120,19 @@ def show_image(viewer: Any, results: Results, path: str) -> None:
 
 
 def _on_inserted(event: Any) -> None:
-    _keep_fresh(event.value)
+    _keep_own_fresh(event.value)
 
 
-def _keep_fresh(layer: Layer) -> None:
-    """Show what has been read of a layer as it comes."""
-    if layer not in _fresh:
-        _fresh.add(layer)
-        for pyramid in _pyramids(layer):
-            pyramid.listeners.append(_Refresher(layer, pyramid).start)
+def _keep_own_fresh(layer: Layer) -> None:
+    """Keep a layer fresh whose data are a pyramid."""
+    first = layer.data[0] if getattr(layer, "multiscale", False) else None
+    if isinstance(first, Level):
+        keep_fresh(layer, first.pyramid)
 
 
 def _pyramids(layer: Layer) -> list[Pyramid]:
-    """Return the pyramid that a layer shows, if it shows one."""
-    first = layer.data[0] if getattr(layer, "multiscale", False) else None
-    return [first.pyramid] if isinstance(first, Level) else []
+    """Return the pyramids that a layer shows."""
+    return list(_fresh.get(layer, ()))
 
 
 class _Refresher:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from gigavim.area import CellAreas
 from gigavim.geometry import Grid, Spacing
 from gigavim.georeference import Registration
-from gigavim.ngff import coded
 from gigavim.pipelines.report import Summary
 from gigavim.plugins.napari.results import open_results
 from gigavim.plugins.napari.threshold import (
@@ -124,30 +123,27 @@ def test_coarser_levels_are_those_that_the_store_would_have(tmp_path: Path) -> N
         patches = PatchMap(names, colours, labels, best, areas, registration)
         levels = patches.levels(0.5, 4)
         for number, level in enumerate(levels):
-            np.testing.assert_array_equal(level, stored[str(number)][:])
+            # What a pyramid has beyond the map is background.
+            expected = stored[str(number)][:]
+            framed = np.zeros(level.shape, np.uint8)
+            framed[: expected.shape[0], : expected.shape[1]] = expected
+            np.testing.assert_array_equal(level, framed)
 
 
 @given(
-    arrays.arrays(np.uint8, (2, 9, 7), elements=st.integers(0, 255)),
+    arrays.arrays(np.float32, (9, 7), elements=st.floats(0, 1, width=32) | st.just(np.nan)),
     thresholds,
     thresholds,
     st.slices(9),
     st.slices(7),
 )
 def test_pixels_are_compared_where_somebody_looks(
-    probabilities: NDArray[np.uint8], one: float, other: float, rows: slice, columns: slice
+    probabilities: NDArray[np.float32], one: float, other: float, rows: slice, columns: slice
 ) -> None:
     labels = np.random.default_rng(0).integers(0, 3, (9, 7), np.uint8)
     low, high = (Above(labels, probabilities, t) for t in sorted((one, other)))
     assert not (np.asarray(high) > np.asarray(low)).any()
     np.testing.assert_array_equal(low[rows, columns], np.asarray(low)[rows, columns])
-
-
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_stored_probabilities_are_rounded_by_less_than_half_a_step(p: float, t: float) -> None:
-    shown = Above(np.ones((1, 1), np.uint8), coded(np.full((1, 1, 1), p)), t)[:, :]
-    if abs(p - t) > 0.5 / 254 + 1e-9:
-        assert bool(shown[0, 0]) == (p > t)
 
 
 def test_nuclei_are_counted_by_their_mean_probability(discs: Summary) -> None:
@@ -163,7 +159,7 @@ def test_nuclei_are_counted_by_their_mean_probability(discs: Summary) -> None:
 
 def test_pixels_of_less_probable_nuclei_become_background(discs: Summary) -> None:
     nuclei = map_of(discs, "nuclei")
-    finest = np.asarray(nuclei.levels(0.9, 2)[0])
+    finest = np.asarray(nuclei.levels(0.9, 2)[0])[:320, :400]
     stored = zarr.open_group(discs.store, mode="r")["labels/nuclei/0"][:]
     assert stored[:, 200:].any()
     assert not finest[:, 200:].any()
