@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from gigavim.pipelines.train.classifier import SPLIT, claim
 from gigavim.pipelines.train.plain import HELD_OUT, plain_images
 from gigavim.pipelines.train.project import Project, architecture, as_text, read_project
 from gigavim.pipelines.train.split import split_hash, split_table, write_split
+from gigavim.pipelines.views import pretrain_views
 from gigavim.sources import Plane, Source
 
 EPOCH = 100
@@ -136,7 +138,7 @@ def pretrain_on(
     Returns
     -------
     metrics
-        As of `pretrain`.
+        As of `pretrain`, or `pretrain_views`.
 
     Raises
     ------
@@ -171,10 +173,16 @@ def pretrain_on(
     mean, std = _statistics(train, wanted.seed)
     train, held_out = (dataclasses.replace(each, mean=mean, std=std) for each in (train, held_out))
     train = dataclasses.replace(train, stain=wanted.augmentation.stain)
-    encoder, metrics = pretrain(
-        [train], [held_out], config, phase, folder / "phase-1",
-        steps=EPOCH, band_dropout=wanted.augmentation.band_dropout > 0, seed=wanted.seed,
-        device=device, precision=precision, progress=progress,
+    learn = (
+        partial(pretrain_views, train, held_out)
+        if wanted.objective == "views"
+        else partial(
+            pretrain, [train], [held_out], band_dropout=wanted.augmentation.band_dropout > 0
+        )
+    )
+    encoder, metrics = learn(
+        config, phase, folder / "phase-1",
+        steps=EPOCH, seed=wanted.seed, device=device, precision=precision, progress=progress,
     )  # fmt: skip
     spec = ModelSpec(
         config,
@@ -202,6 +210,8 @@ def _project(path: str | Path | None, epochs: int | None, seed: int | None) -> P
         raise GigavimError(
             f"{path}: an encoder is pretrained in one phase, of patches side by side"
         )
+    if project.objective == "views" and project.augmentation.band_dropout:
+        raise GigavimError(f"{path}: bands are dropped where patches are hidden, not of views")
     (phase,) = project.phases
     phase = dataclasses.replace(phase, epochs=epochs or phase.epochs)
     seed = project.seed if seed is None else seed

@@ -54,8 +54,10 @@ class Project:
     task: Literal["classes", "nuclei", "bags"] = "classes"
     """Tiles have classes (`read_tiles`), or places in images, where these come with annotations;
     images have nuclei (`read_nuclei`); images of any size have one label each (`bags`)."""
+    objective: Literal["hidden", "views"] = "hidden"
+    """What is learned without labels: to predict hidden patches, or to know places again."""
     window: int = 32
-    """Patches to a side of the squares that are learned from in annotated images."""
+    """Patches to a side of the squares that are learned from in images larger than tiles."""
     values: Mapping[str, int] = field(default_factory=dict)
     """Number of each class in label rasters; by default every number is a class."""
     model: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from gigavim.pipelines import unlabelled
 from gigavim.pipelines.pretrain import Explained, MaskedModel, masked_loss
 from gigavim.pipelines.train.project import RECIPES
 from gigavim.pipelines.unlabelled import pretrain_on
+from gigavim.pipelines.views import Recognised, contrast
 from images import tissue, write_slide
 from tile_files import write_folder
 
@@ -58,6 +59,35 @@ def test_an_encoder_learns_from_tiles_without_labels(project: Path) -> None:
     again = project.with_name("again.safetensors")
     pretrain_on([tiles], again, project=project, device="cpu")
     assert again.read_bytes() == output.read_bytes()
+
+
+def test_an_encoder_learns_to_know_places_again(project: Path) -> None:
+    slide = write_slide(project.with_name("slide.tif"), tissue(512, 512))
+    output = project.with_name("encoder.safetensors")
+    project.write_text(
+        f"objective = 'views'\nspacing = 1.0\nunit = 'µm'\n{PROJECT}[augmentation]\nstain = 0.02\n"
+    )
+
+    metrics = pretrain_on([slide], output, project=project, device="cpu")
+
+    assert metrics["recognised"] > 1 / 7  # one of the seven other views
+    assert load_model(output).spec.metrics == metrics
+    project.write_text(project.read_text() + "band_dropout = 0.5\n")
+    with pytest.raises(GigavimError, match="not of views"):
+        pretrain_on([slide], output, project=project, device="cpu")
+
+
+def test_views_of_one_place_are_told_from_those_of_others() -> None:
+    places = torch.arange(3).repeat_interleave(2)
+    known = torch.eye(3).repeat_interleave(2, 0)
+    mistaken = known[[0, 2, 1, 4, 3, 5]]
+
+    assert contrast(known, places) < 0.01 < contrast(mistaken, places)
+    recognised = Recognised()
+    recognised.update(known, places)
+    assert recognised.compute() == 1
+    recognised.update(mistaken, places)
+    assert recognised.compute() == 0.5
 
 
 def test_slides_are_learned_from_at_their_spacing(
