@@ -16,6 +16,7 @@ from gigavim.exports.ometiff import write_ometiff
 from gigavim.exports.png import write_png
 from gigavim.exports.result import Result
 from gigavim.exports.spatialdata import write_spatialdata
+from gigavim.exports.stac import write_stac
 
 OF_A_MAP: Mapping[str, tuple[str, Callable[..., None]]] = {
     "geojson": (".{head}.geojson", write_geojson),
@@ -24,6 +25,7 @@ OF_A_MAP: Mapping[str, tuple[str, Callable[..., None]]] = {
     "png": (".{head}.png", write_png),
     "csv": (".tokens.csv", write_csv),
     "ome-tiff": (".{head}.ome.tif", write_ometiff),
+    "stac": (".{head}.json", write_stac),
     "spatialdata": (".spatialdata.zarr", write_spatialdata),
 }
 """What a format's file is called after the image's name, and what writes it from a class map."""

@@ -6,6 +6,7 @@ cannot be installed beside the Dask that runs need.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _write_table(result: Result, tables: zarr.Group, table: Table) -> None:
         "tile_id": np.arange(count),
         "library_id": Categorical(np.zeros(count, np.int8), ("tiles",)),
     }
-    group = tables.create_group(f"{result.model}_tiles")
+    group = tables.create_group(re.sub(r"[^\w.-]", "_", f"{result.model}_tiles"))
     write_table(group, result, table, columns, {"spatialdata_attrs": keys})
     group.attrs.update(
         {"spatialdata-encoding-type": "ngff:regions_table", **keys, "version": "0.2"}
