@@ -149,6 +149,11 @@ class Pyramid:
         """Whether anything is still being read."""
         return READERS.owe(self)
 
+    @property
+    def coarse_tiles(self) -> int:
+        """How many tiles of the coarsest level are there."""
+        return len(self._there)
+
     def coarsest(self) -> NDArray[Any]:
         """Return the coarsest level, always the same array, which may still be filling."""
         rows, columns = self._coarsest.shape[:2]

@@ -140,7 +140,7 @@ class _Refresher:
 
     def __init__(self, layer: Layer, pyramid: Pyramid) -> None:
         self._layer, self._pyramid = weakref.ref(layer), weakref.ref(pyramid)
-        self._seen = self._told = 0
+        self._seen = self._seen_coarse = self._told = 0
         self._timer = QTimer()
         self._timer.setInterval(EVERY_MS)
         self._timer.timeout.connect(self._look)
@@ -159,7 +159,9 @@ class _Refresher:
         loading, arrivals = pyramid.loading, pyramid.arrivals
         if arrivals != self._seen:
             self._seen = arrivals
-            layer.refresh(extent=False, highlight=False)
+            is_coarse = pyramid.coarse_tiles != self._seen_coarse
+            self._seen_coarse = pyramid.coarse_tiles
+            layer.refresh(thumbnail=is_coarse, extent=False, highlight=False)
         elif not loading:
             self._timer.stop()
         if len(pyramid.faults) > self._told == 0:
