@@ -19,7 +19,8 @@ from gigavim.foreground import FINEST_UM, thumbnail
 from gigavim.geometry import Grid
 from gigavim.masks import Mask, covered
 from gigavim.sources.plane import Plane, no_spacing
-from gigavim.sources.source import Pixels, Source
+from gigavim.sources.source import Source
+from gigavim.stain import glass
 from gigavim.tissue import tissue
 
 logger = logging.getLogger(__name__)
@@ -162,22 +163,6 @@ def tissue_sample(source: Source) -> tuple[NDArray[np.uint8], NDArray[np.float64
     windows = [plane.read(grid.window(row, column)) for row, column in chosen]
     seen = np.concatenate([np.empty((0, 3), np.uint8), *(w.values[w.valid] for w in windows)])
     return seen[_density(seen, white).mean(1) > BETA], white
-
-
-def glass(pixels: Pixels) -> NDArray[np.float64]:
-    """Return the colour of glass: of the lightest tenth, full white where that is stained.
-
-    Parameters
-    ----------
-    pixels
-        A thumbnail.
-    """
-    seen = pixels.values[pixels.valid]
-    if not len(seen):
-        return np.ones(3)
-    palest = seen.min(axis=1)
-    white = np.median(seen[palest >= np.percentile(palest, 90)], axis=0) / 255
-    return np.asarray(white) if white.min() >= max(0.85 * white.max(), 0.6) else np.ones(3)
 
 
 def stain_frame(
