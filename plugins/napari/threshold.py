@@ -44,7 +44,7 @@ class PatchMap:
 
     def levels(self, threshold: float, count: int) -> list[Any]:
         """Return the map and its coarser levels, as the store would have them."""
-        levels = [self.above(threshold)]
+        levels: list[Any] = [self.above(threshold)]
         while len(levels) < count:
             levels.append(halve_labels(levels[-1]))
         return list(label_pyramid(levels).levels) if count > 1 else levels

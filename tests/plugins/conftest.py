@@ -14,6 +14,8 @@ with warnings.catch_warnings():
     # Its dependencies warn of each other on import.
     warnings.simplefilter("ignore")
     napari = pytest.importorskip("napari", reason="needs the extra napari")
+    # It imports the rest of itself when that is asked for.
+    assert napari.Viewer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-import stores
+import small_runs
 
 from gigavim.plugins.napari.about_run import about, read_errors
 from gigavim.plugins.napari.results import open_results
@@ -17,7 +17,7 @@ from gigavim.store.running import write_progress
 
 
 def test_a_complete_run_is_described(tmp_path_factory: pytest.TempPathFactory) -> None:
-    summary = stores.classified_scene(tmp_path_factory.getbasetemp())
+    summary = small_runs.classified_scene(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     words = about(open_results(summary.store))
     assert words["Status"] == "complete"
@@ -31,7 +31,7 @@ def test_a_complete_run_is_described(tmp_path_factory: pytest.TempPathFactory) -
 def test_what_could_not_be_read_is_listed_where_it_is(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    summary = stores.clustered_slide(tmp_path_factory.getbasetemp())
+    summary = small_runs.clustered_slide(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     results = open_results(summary.store)
     words = about(results)
@@ -47,7 +47,7 @@ def test_what_could_not_be_read_is_listed_where_it_is(
 def test_an_image_that_has_moved_is_said_to_have(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    summary = stores.classified_scene(tmp_path_factory.getbasetemp())
+    summary = small_runs.classified_scene(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     moved = tmp_path / "moved.tif"
     shutil.copy(summary.image, moved)
@@ -59,7 +59,7 @@ def test_an_image_that_has_moved_is_said_to_have(
 def test_a_run_that_goes_on_or_has_stopped_is_no_result(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    summary = stores.classified_scene(tmp_path_factory.getbasetemp())
+    summary = small_runs.classified_scene(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     marks = {
         name: value

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 import pytest
-import stores
+import small_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -62,7 +62,7 @@ def test_every_region_comes_once_and_the_largest_sum_first(
 def test_regions_of_a_scene_lie_where_its_transform_says(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    summary = stores.classified_scene(tmp_path_factory.getbasetemp())
+    summary = small_runs.classified_scene(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     results = open_results(summary.store)
     patches = read_map(results, "classify")
@@ -86,7 +86,7 @@ def test_regions_of_a_scene_lie_where_its_transform_says(
 def test_a_higher_threshold_leaves_regions_inside_of_those_there_were(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    summary = stores.classified_scene(tmp_path_factory.getbasetemp())
+    summary = small_runs.classified_scene(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     results = open_results(summary.store)
     patches = read_map(results, "classify")
@@ -103,7 +103,7 @@ def test_a_higher_threshold_leaves_regions_inside_of_those_there_were(
 
 
 def test_nuclei_come_by_their_probability(tmp_path_factory: pytest.TempPathFactory) -> None:
-    summary = stores.slide_with_nuclei(tmp_path_factory.getbasetemp())
+    summary = small_runs.slide_with_nuclei(tmp_path_factory.getbasetemp())
     assert summary.store is not None
     results = open_results(summary.store)
     nuclei = read_map(results, "nuclei")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
+import small_runs
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,12 +36,12 @@ thresholds = st.floats(0, 1)
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Summary:
-    return stores.classified_scene(tmp_path_factory.getbasetemp())
+    return small_runs.classified_scene(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
 def discs(tmp_path_factory: pytest.TempPathFactory) -> Summary:
-    return stores.slide_with_nuclei(tmp_path_factory.getbasetemp())
+    return small_runs.slide_with_nuclei(tmp_path_factory.getbasetemp())
 
 
 def map_of(summary: Summary, head: str) -> PatchMap | NucleiMap:
@@ -169,7 +169,7 @@ def test_pixels_of_less_probable_nuclei_become_background(discs: Summary) -> Non
 def test_clusters_have_no_probability_and_stay_whole(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    summary = stores.clustered_slide(tmp_path_factory.getbasetemp())
+    summary = small_runs.clustered_slide(tmp_path_factory.getbasetemp())
     patches = map_of(summary, "clusters")
     assert isinstance(patches, PatchMap)
     assert patches.best is None
