@@ -20,6 +20,8 @@ MEMORY = 1 << 30
 """Bytes of features that are held: of 1.4 million patches with 192 features, of 2.8 with 96."""
 ROWS_AT_ONCE = 32_768
 """Features that are converted together: those of one file of a store."""
+DIGITS = 12
+"""That similarities are told apart by; sums in another order differ in the 16th."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,7 +31,7 @@ class Similar:
     similarity: NDArray[np.float32]
     """Cosine of its features with those of every token, NaN for those without; shape (n,)."""
     tokens: NDArray[np.int64]
-    """The asked one and the most similar, best first, of equal ones the earlier; shape (k,)."""
+    """The asked one and the most similar, best first, of those equal the earlier; shape (k,)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,8 +51,8 @@ class FeatureTable:
     def similar(self, token: int, count: int) -> Similar:
         """Compare the features of one token with those of all.
 
-        The similarities of the tokens that are returned are exact to float32, the others to the
-        rounding of a sum of D products in it.
+        The tokens that are returned are compared in double precision, the others as exactly as a
+        sum of D products in float32 is.
 
         Parameters
         ----------
@@ -67,27 +69,23 @@ class FeatureTable:
             raise ValueError(f"token {token} has no features to compare")
         query = np.asarray(self.rows[token : token + 1], np.float64)[0]
         has_features = np.isfinite(self.inverse_norm)
+        count = min(count, int(has_features.sum()))
         if isinstance(self.rows, np.ndarray):
             similarity = self.rows @ query.astype(np.float32)
             similarity *= self.inverse_norm
             similarity *= self.inverse_norm[token]
             # Twice what two sums of D products, one in a norm, may be off in float32 (Higham,
             # Accuracy and Stability of Numerical Algorithms, 2002, section 3.1).
-            margin = np.float32((len(query) + 8) * 2.0**-22)
+            near = _from_best(similarity, count, (len(query) + 8) * 2.0**-22)
+            exact = np.concatenate([_cosine(self.rows[some], query) for some in _cut(near)])
+            similarity[near] = exact
         else:
-            parts = [_cosine(part, query) for part in _parts(self.rows)]
-            similarity = np.where(has_features, np.concatenate(parts), np.float32(np.nan))
-            margin = np.float32(0)
-        count = min(count, int(has_features.sum()))
-        # NaN sorts last, which is why the sign is turned.
-        least = -np.partition(-similarity, count - 1)[count - 1]
-        near = np.flatnonzero(similarity >= least - margin)
-        if isinstance(self.rows, np.ndarray):
-            for start in range(0, len(near), ROWS_AT_ONCE):
-                some = near[start : start + ROWS_AT_ONCE]
-                similarity[some] = _cosine(self.rows[some], query)
+            every = np.concatenate([_cosine(part, query) for part in _parts(self.rows)])
+            every[~has_features] = np.nan
+            near = _from_best(every, count)
+            similarity, exact = every.astype(np.float32), every[near]
         similarity[token] = 1
-        best = near[np.argsort(-similarity[near], kind="stable")]
+        best = near[np.argsort(-exact.round(DIGITS), kind="stable")]
         return Similar(similarity, np.concatenate([[token], best[best != token]])[:count])
 
 
@@ -134,11 +132,26 @@ def _parts(features: Rows) -> Iterator[NDArray[np.float32]]:
         yield np.asarray(features[start : start + ROWS_AT_ONCE], np.float32)
 
 
-def _cosine(rows: NDArray[np.float32], query: NDArray[np.float64]) -> NDArray[np.float32]:
+def _from_best(
+    similarity: NDArray[np.floating], count: int, margin: float = 0.0
+) -> NDArray[np.int64]:
+    """Return the tokens, ascending, that are as similar as the best ones are, or nearly so."""
+    # NaN sorts last, which is why the sign is turned.
+    least = -np.partition(-similarity, count - 1)[count - 1]
+    return np.flatnonzero(similarity >= least - margin)
+
+
+def _cut(tokens: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield some tokens at a time."""
+    for start in range(0, len(tokens), ROWS_AT_ONCE):
+        yield tokens[start : start + ROWS_AT_ONCE]
+
+
+def _cosine(rows: NDArray[np.float32], query: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the cosine of each row with the query, equal for equal rows wherever they are."""
     wide = rows.astype(np.float64)
     # A matrix product may add up the last rows of a matrix in another order than the first.
-    products, squares = (wide * query).sum(1), (wide * wide).sum(1)
+    products, squares = (wide * query).sum(1), np.square(wide, out=wide).sum(1)
     with np.errstate(invalid="ignore"):
         cosine = products / np.sqrt(squares * (query * query).sum())
-    return np.asarray(np.clip(cosine, -1, 1), np.float32)
+    return np.asarray(np.clip(cosine, -1, 1))

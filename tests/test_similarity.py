@@ -134,3 +134,11 @@ def assert_same(one: FeatureTable, other: FeatureTable) -> None:
     first, second = one.similar(3, 20), other.similar(3, 20)
     assert first.tokens.tolist() == second.tokens.tolist()
     np.testing.assert_allclose(first.similarity, second.similarity, atol=1e-6)
+
+
+def test_patches_that_differ_by_less_than_single_precision_are_told_apart(memory: int) -> None:
+    features = np.full((300, 64), 4, np.float16)
+    features[:, 0] = 4 + np.random.default_rng(0).permutation(300) / 256
+    answer = read_features(features, np.ones(300, np.bool_), memory=memory).similar(7, 300)
+    expected = np.argsort(np.abs(features[:, 0] - features[7, 0]), kind="stable")
+    assert set(answer.tokens[:19]) == set(expected[:19])
