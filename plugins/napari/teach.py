@@ -6,7 +6,6 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
@@ -34,6 +33,7 @@ from gigavim.plugins.napari.annotation_layer import (
     new_annotation_layer,
     paint,
 )
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.class_editor import ClassEditor
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.probe_map import (
@@ -292,27 +292,30 @@ class TeachPanel(QWidget):
         self.status.setText("fitting …")
         known = self._encoded
         encoded = known[1] if known is not None and known[0] is results else None
-        worker = create_worker(teach, results, encoded, self._annotations())
-        worker.returned.connect(partial(self._on_taught, results))
-        worker.errored.connect(self._on_fault)
-        worker.finished.connect(self._on_finished)
-        worker.start()
+        annotations = self._annotations()
+        in_background(
+            lambda: teach(results, encoded, annotations),
+            partial(self._on_taught, results),
+            self._on_fault,
+        )
 
     def _on_taught(self, results: Results, taught: Taught) -> None:
         self._encoded = results, taught.encoded
         self._taught = results, taught
         show_taught(self._viewer, results, taught)
-        self.status.setText(taught.words)
         self.refresh()
+        self._end_fit(taught.words)
 
     def _on_fault(self, error: Exception) -> None:
         """Say what is missing where one is looking; it is no fault to have drawn one class yet."""
-        self.status.setText(str(error))
+        self._end_fit(str(error))
         if not isinstance(error, GigavimError):
             notify(error)
 
-    def _on_finished(self) -> None:
+    def _end_fit(self, words: str) -> None:
+        """Say how it went, and begin again if shapes have changed meanwhile."""
         self._is_fitting = False
+        self.status.setText(words)
         if self._is_due:
             self._is_due = False
             self._fit()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import Signal  # type: ignore[attr-defined]
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QWidget
@@ -15,6 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QWidget
 from gigavim.annotations import Annotation, read_annotations, write_annotations
 from gigavim.checkpoint import Model
 from gigavim.errors import ModelError
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.probe_map import Taught, stem_of
 from gigavim.plugins.napari.results import Results
@@ -77,7 +76,7 @@ class TeachFiles(QWidget):
                 show_warning(words)
             self.loaded.emit(results, Path(path).stem, annotations)
 
-        self._work(lambda: read_annotations(Path(path), open_source(results.source)), loaded)
+        in_background(lambda: read_annotations(Path(path), open_source(results.source)), loaded)
 
     def _on_save(self) -> None:
         results, annotations = self._results, self._annotations
@@ -86,7 +85,7 @@ class TeachFiles(QWidget):
         drawn = annotations()
         path = self._ask_path("Save annotations", f"{stem_of(results)}.geojson", GEOJSON)
         if path:
-            self._work(
+            in_background(
                 lambda: write_annotations(Path(path), drawn, open_source(results.source)),
                 lambda _: show_info(f"{path} is written"),
             )
@@ -111,7 +110,7 @@ class TeachFiles(QWidget):
             else:
                 notify(error)
 
-        self._work(
+        in_background(
             lambda: model_of(results.store, given),
             partial(self._save_model, path, results, taught),
             not_found,
@@ -119,24 +118,12 @@ class TeachFiles(QWidget):
 
     def _save_model(self, path: Path, results: Results, taught: Taught, model: Model) -> None:
         options = options_of(results.store)
-        self._work(
+        in_background(
             lambda: save_probe(path, taught.probe, results.store, model),
             lambda _: show_info(
                 f"{path} is written; to run it: gigavim run IMAGE --model {path} {options}".strip()
             ),
         )
-
-    def _work(
-        self,
-        task: Callable[[], Any],
-        then: Callable[[Any], None],
-        otherwise: Callable[[Exception], None] = notify,
-    ) -> None:
-        """Do something in another thread, and go on here."""
-        worker = create_worker(task)
-        worker.returned.connect(then)
-        worker.errored.connect(otherwise)
-        worker.start()
 
     def _ask_path(self, title: str, name: str, kinds: str) -> str:
         path, _ = QFileDialog.getSaveFileName(self, title, name, kinds)
