@@ -22,6 +22,7 @@ from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.results import Results, open_results
 from gigavim.plugins.napari.world import layer_affine, layer_units
 from gigavim.store import ResultStore, RunProgress
+from gigavim.store.naming import SUFFIX
 from gigavim.store.running import Filling, FillingMap, is_written, read_progress
 
 EVERY_MS = 500
@@ -192,7 +193,7 @@ class Follower(QObject):
     def _show_map(self, filling: FillingMap, look: Look) -> None:
         """Add the layer of a map, or draw what is new in it."""
         layer = self._layers.get(filling.name)
-        name = f"{self.store.name.removesuffix('.gigavim.zarr')} {filling.name} ({_state(look)})"
+        name = f"{filling.name}, {_state(look)} · {self.store.name.removesuffix(SUFFIX)}"
         if layer is not None and layer.data is filling.labels:
             if look.grown:
                 layer.refresh()

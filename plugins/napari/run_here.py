@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +27,7 @@ from qtpy.QtWidgets import (
     QMessageBox,
     QProgressBar,
     QPushButton,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -46,9 +50,11 @@ class RunPanel(QWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
         self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gigavim-run")
+        self._thread = ThreadPoolExecutor(thread_name_prefix="gigavim-run")
         self._waiting: list[tuple[Future[Any], Callable[[Any], None]]] = []
         self._run: Run | None = None
+        self._described: str | None = None
+        """The image that the rest of the form is for."""
         self._follower: Follower | None = None
         self._build()
         layers = self._viewer.layers
@@ -104,9 +110,9 @@ class RunPanel(QWidget):
         self.start.clicked.connect(self._on_start)
         self.stop.clicked.connect(self._on_stop)
         for chooser in (self.image, self.area, self.model):
-            chooser.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
+            # A long name must not widen the dock.
+            chooser.setMinimumContentsLength(12)
+            chooser.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self._show_idle()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
@@ -157,6 +163,9 @@ class RunPanel(QWidget):
         if source is None:
             self.message.setText("Open a slide or a scene first.")
             return
+        if source == self._described:
+            return
+        self._described = source
         if self._run is None:
             self.message.setText("")
         self.folder.setText(str(output_folder(source)))
@@ -288,10 +297,15 @@ def output_folder(image: str) -> Path:
 
 
 def _models() -> list[str]:
-    """Return the names of models that can be run at once; takes PyTorch's seconds."""
-    from gigavim.models import available
+    """Return the names of models that can be run at once.
 
-    return [listed.name for listed in available() if listed.path is not None]
+    Another process looks them up: importing PyTorch here would hold up the viewer for seconds.
+    """
+    command = [sys.executable, "-m", "gigavim", "models", "--json"]
+    listed = subprocess.run(command, capture_output=True, check=False)
+    if listed.returncode:
+        raise GigavimError(f"models cannot be listed: {listed.stderr.decode(errors='replace')}")
+    return [model["name"] for model in json.loads(listed.stdout) if "parameters" in model]
 
 
 def _source(layer: Any) -> str:

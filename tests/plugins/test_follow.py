@@ -101,7 +101,7 @@ def test_a_run_that_dies_is_said_to_be_unfinished(
         process.kill()
         qtbot.waitUntil(lambda: not follower.watches, timeout=WAIT_MS)
     assert follower.why == ("its process is gone; the same run again continues where it stopped")
-    assert layers_of(viewer, "running")["foreground"].name.endswith("(unfinished)")
+    assert layers_of(viewer, "running")["foreground"].name.startswith("foreground, unfinished")
     assert not layers_of(viewer, "classes")
 
 

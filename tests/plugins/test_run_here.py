@@ -25,7 +25,7 @@ from gigavim.sources import open_source
 from gigavim.store import ResultStore
 from images import ORIGIN, tissue, write_model, write_scene, write_slide
 
-WAIT_MS = 180_000
+WAIT_MS = 300_000
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +174,7 @@ def test_shapes_become_polygons_in_pixels_of_the_slide(viewer: Any, slide: Path)
         translate=(100, 200),
     )
     rectangle, ellipse = drawn(shapes)
-    np.testing.assert_allclose(rectangle, box + (100, 200))
+    np.testing.assert_allclose(rectangle, box + np.array([100, 200]))
     np.testing.assert_allclose(ellipse.mean(0), (160, 255))
     np.testing.assert_allclose(np.ptp(ellipse, axis=0), (20, 10))
     content = json.loads(geojson([rectangle], open_source(str(slide))))
