@@ -172,6 +172,24 @@ def print_models(listed: Sequence[Mapping[str, Any]]) -> None:
         for line in (model["about"], ", ".join(model["classes"]), model["training_data"]):
             if line:
                 print(f"{'':<16}{line}")
+        if model["about"] == "as asked":
+            _print_card(model)
+
+
+def _print_card(model: Mapping[str, Any]) -> None:
+    """Print what a model's card holds: where it is meant for, and how good it was found to be."""
+    if model["spacing"]:
+        print(f"{'':<16}{model['spacing']:g} {model['unit'] or ''}/px, {', '.join(model['bands'])}")
+    for name in ("licence", "split"):
+        if model[name]:
+            print(f"{'':<16}{name} {model[name]}")
+    metrics = model["metrics"]
+    for name, value in metrics.items():
+        if f"{name} low" in metrics:
+            low, high = metrics[f"{name} low"], metrics[f"{name} high"]
+            print(f"{'':<16}{name} {value:.3f} ({low:.3f} to {high:.3f})")
+        elif not name.endswith((" low", " high")):
+            print(f"{'':<16}{name} {value:.3f}")
 
 
 def _print_lines(lines: Mapping[str, str | None]) -> None:

@@ -161,6 +161,7 @@ def _described(item: Listed) -> dict[str, Any]:
         "metrics": dict(spec.metrics) if spec else {},
         "training_data": spec.training_data if spec else "",
         "licence": spec.licence if spec else "",
+        "split": spec.split if spec else "",
     }
 
 
