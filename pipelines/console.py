@@ -189,7 +189,7 @@ def _print_card(model: Mapping[str, Any]) -> None:
             low, high = metrics[f"{name} low"], metrics[f"{name} high"]
             print(f"{'':<16}{name} {value:.3f} ({low:.3f} to {high:.3f})")
         elif not name.endswith((" low", " high")):
-            print(f"{'':<16}{name} {value:.3f}")
+            print(f"{'':<16}{name} {round(value, 3):,}")
 
 
 def _print_lines(lines: Mapping[str, str | None]) -> None:
