@@ -34,15 +34,12 @@ def drawn(layer: Any) -> list[Polygon]:
     return polygons
 
 
-def viewed(layer: Any) -> Polygon:
-    """Return the part of an image layer that the view shows."""
-    (top, left), (bottom, right) = np.asarray(layer.corner_pixels, float)[:, :2]
-    corners = np.array([[top, left], [top, right], [bottom, right], [bottom, left]])
-    if layer.multiscale:
-        # In pixels of the level that is shown, whose corners line up with those of the finest.
-        factor = np.asarray(layer.downsample_factors[layer.data_level][:2], float)
-        corners = (corners + 0.5) * factor - 0.5
-    return _in_world(layer, corners)
+def viewed(viewer: Any) -> Polygon:
+    """Return what the view shows."""
+    camera = viewer.scene.camera
+    half = np.asarray(viewer.canvas.size, float) / camera.zoom / 2
+    signs = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]])
+    return np.asarray(camera.center[-2:] + signs * half)
 
 
 def geojson(polygons: Sequence[Polygon], source: Source) -> str:

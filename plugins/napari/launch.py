@@ -2,6 +2,7 @@
 
 So neither its memory nor its lock on the interpreter is the viewer's, it does what the shell does,
 to the bit, and it can be ended at any moment: what is in its store then is taken up the next time.
+Nor does it share libraries: Triton's LLVM, loaded after that of Mesa's OpenGL, ends the process.
 """
 
 from __future__ import annotations

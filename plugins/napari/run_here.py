@@ -169,8 +169,8 @@ class RunPanel(QWidget):
         if self._run is None:
             self.message.setText("")
         self.folder.setText(str(output_folder(source)))
-        layer = self._image_layer(source)
-        units = {str(unit) for unit in getattr(layer, "units", ())}
+        layer = next(layer for layer in self._viewer.layers if _source(layer) == source)
+        units = {str(unit) for unit in layer.units}
         self.spacing.setSuffix(" µm" if "micrometer" in units else "")
 
     def _on_models(self, names: list[str]) -> None:
@@ -200,7 +200,7 @@ class RunPanel(QWidget):
         request = Request(
             source,
             Path(self.folder.text()).expanduser(),
-            self._polygons(source),
+            self._polygons(),
             self.model.currentData(),
             self.spacing.value() or None,
             self.start_over.isChecked(),
@@ -211,12 +211,12 @@ class RunPanel(QWidget):
         self.bar.show()
         self._later(lambda: launch(request), self._on_launched)
 
-    def _polygons(self, source: str) -> list[Polygon] | None:
+    def _polygons(self) -> list[Polygon] | None:
         """Return the area that was chosen, None for all."""
         if self.area.currentData() == WHOLE:
             return None
         if self.area.currentData() == VIEW:
-            return [viewed(self._image_layer(source))]
+            return [viewed(self._viewer)]
         return drawn(self._viewer.layers[self.area.currentData()])
 
     def _on_launched(self, run: Run) -> None:
@@ -280,11 +280,6 @@ class RunPanel(QWidget):
     def _later(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """Have something done that takes time, and go on with what it returns."""
         self._waiting.append((self._thread.submit(work), then))
-
-    def _image_layer(self, source: str) -> Any:
-        layers = [layer for layer in self._viewer.layers if _source(layer) == source]
-        # What is hidden does not know what the view shows.
-        return max(layers, key=lambda layer: bool(layer.visible))
 
 
 def output_folder(image: str) -> Path:
