@@ -33,10 +33,10 @@ BORDER = Fault("black border", (90, 90, 90))
 
 BLACK = 24
 """Brightest band of a pixel that no light reached."""
-PEN_MM2 = 0.05
-"""A stroke is larger: half a millimetre of a fine pen."""
-INK_REACH_UM = 100
-"""So far beside ink, what is dark is ink as well."""
+PEN_MM2 = 0.03
+"""A stroke is larger: a tenth of a millimetre of a fine pen."""
+INK_REACH_UM = 300
+"""So far beside ink, what is darker than tissue is ink on tissue, which has the colours of both."""
 FOLD_UM = 150
 """Folds are narrower than twice this."""
 FOLD_MM2 = 0.02
@@ -48,8 +48,6 @@ RIM_UM = 20
 
 def examine_slide(source: Source, grid: Grid, foreground: NDArray[np.bool_]) -> Quality:
     """Look for faults of a slide; see `examine`."""
-    from scipy import ndimage
-
     pixels, ratio_y, ratio_x = thumbnail(source, _side(source))
     spacing = source.spacing
     faults = (BLUR, FOLD, BUBBLE, PEN, BORDER)
@@ -73,10 +71,7 @@ def examine_slide(source: Source, grid: Grid, foreground: NDArray[np.bool_]) -> 
     border = black_border(pixels)
     density[border] = 0
     pen = pen_marks(density, um)
-    folded = folds(density, found_tissue & ~pen, um)
-    # Ink on tissue is as dark as a fold, and has the colours of both.
-    reach = max(1, round(INK_REACH_UM / um))
-    pen = ndimage.binary_dilation(pen, iterations=reach, mask=pen | folded)
+    pen = _with_ink_on_tissue(pen, density, found_tissue, um)
     clean = found_tissue & ~pen
     blurred = out_of_focus(source, grid, Mask(clean, ratio_y, ratio_x))
     if blurred is None:
@@ -84,7 +79,7 @@ def examine_slide(source: Source, grid: Grid, foreground: NDArray[np.bool_]) -> 
         blurred = np.zeros(grid.shape, np.bool_)
     masks = {
         BLUR: blurred & foreground,
-        FOLD: on_grid(folded & ~pen),
+        FOLD: on_grid(folds(density, clean, um)),
         BUBBLE: on_grid(bubbles(density, um)),
         PEN: on_grid(pen),
         BORDER: on_grid(border),
@@ -111,12 +106,27 @@ def pen_marks(density: NDArray[np.float32], um: float) -> NDArray[np.bool_]:
     grey = np.ptp(np.stack([red, green, blue]), axis=0) < 0.08
     ink = (
         ((green < 0.27) & (strength > 0.3))
-        | ((red > 0.50) & (strength > 0.5))
+        | ((red > 0.48) & (strength > 0.5))
         | ((blue > 0.42) & (red < 0.15) & (strength > 0.4))
         | ((blue > 0.50) & (strength > 0.2))
         | (grey & (strength > 1.8))
     )
     return _large(_opened(ink, 12 / um), PEN_MM2 * 1e6 / um**2)
+
+
+def _with_ink_on_tissue(
+    pen: NDArray[np.bool_], density: NDArray[np.float32], tissue: NDArray[np.bool_], um: float
+) -> NDArray[np.bool_]:
+    """Let strokes go on where they cross tissue."""
+    from scipy import ndimage
+
+    clean = tissue & ~pen
+    if not pen.any() or not clean.any():
+        return pen
+    strength = density.mean(axis=2)
+    dark = strength > np.percentile(strength[clean], 90)
+    reach = max(1, round(INK_REACH_UM / um))
+    return np.asarray(ndimage.binary_dilation(pen, iterations=reach, mask=pen | dark), np.bool_)
 
 
 def folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], um: float) -> NDArray[np.bool_]:
