@@ -10,7 +10,6 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from qtpy.QtCore import QPoint, Qt
-from stores import write_store
 
 from gigavim.plugins.napari.ask import AskPanel
 from gigavim.plugins.napari.layers import add_results
@@ -19,6 +18,7 @@ from gigavim.plugins.napari.results import Results, open_results
 from gigavim.similarity import read_features
 from gigavim.store.tables import write_table
 from images import write_scene, write_slide
+from stores import write_store
 
 WAIT_MS = 120_000
 PATCH, MPP = 16, 0.5
