@@ -112,7 +112,7 @@ def result_layers(results: Results) -> list[LayerData]:
 
 
 def add_results(viewer: Any, results: Results) -> None:
-    """Show results in a viewer, and their image if it is there and not shown yet.
+    """Show results in a viewer, and their image if it is there; what is shown already stays.
 
     Raises
     ------
@@ -121,8 +121,12 @@ def add_results(viewer: Any, results: Results) -> None:
     """
     if results.has_image:
         add_image(viewer, results)
-    for data in result_layers(results):
-        viewer.add_layer(Layer.create(*data))
+    shown = {
+        (layer.name, (layer.metadata.get("gigavim") or {}).get("store")) for layer in viewer.layers
+    }
+    for data, attributes, kind in result_layers(results):
+        if (attributes["name"], str(results.store.path)) not in shown:
+            viewer.add_layer(Layer.create(data, attributes, kind))
 
 
 def add_image(viewer: Any, results: Results) -> None:

@@ -55,5 +55,5 @@ def _read(path: str | list[str]) -> list[tuple[Any, ...]]:
     viewer = napari.current_viewer()
     if viewer is not None:
         attach(viewer)
-    announce(opened)
+    announce(opened, viewer)
     return list(opened.layers) or [(None,)]

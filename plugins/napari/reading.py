@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gigavim.errors import SourceError
+from gigavim.errors import SourceError, StoreError
 from gigavim.plugins.napari.layers import LayerData, image_layers, result_layers
 from gigavim.plugins.napari.results import Results, open_results
 from gigavim.store.naming import SUFFIX
@@ -17,7 +17,7 @@ class Opened:
     """What was found at a path."""
 
     layers: list[LayerData]
-    warnings: list[str]
+    warning: str = ""
     """In words."""
     results: Results | None = None
     lost: bool = False
@@ -38,22 +38,19 @@ def open_path(path: str, source: str | None = None) -> Opened:
         If it is neither, or one that cannot be read.
     """
     if not is_store(path):
-        return Opened(image_layers(path), [])
+        return Opened(image_layers(path))
     results = open_results(path, source)
-    layers, warnings = result_layers(results), []
-    if not results.complete:
-        command = results.store.attributes.get("command")
-        warnings.append(
-            f"{path} is unfinished: what there is of it is shown; the same run again goes on"
-            + (f" ({command})" if command else "")
-        )
+    try:
+        layers = result_layers(results)
+    except KeyError as error:
+        raise StoreError(f"{path} is damaged: it lacks {error}; run again with --force") from error
     if not results.has_image:
-        return Opened(layers, warnings, results, lost=True)
+        return Opened(layers, results=results, lost=True)
     try:
         layers = image_layers(results.source, results) + layers
     except SourceError as error:
-        warnings.append(f"the results are shown without their image: {error}")
-    return Opened(layers, warnings, results)
+        return Opened(layers, f"the results are shown without their image: {error}", results)
+    return Opened(layers, results=results)
 
 
 def is_store(path: str) -> bool:

@@ -188,7 +188,7 @@ def open_results(path: str | Path, source: str | Path | None = None) -> Results:
         If there is no store, a newer version made it, it is damaged, or ``source`` is not its
         image.
     SourceError
-        If an unfinished store of a scene does not say where it lies, and the scene cannot be read.
+        If a scene cannot be read whose unfinished store does not say yet where it lies.
     """
     path = Path(path)
     if not (path / "zarr.json").is_file():
@@ -271,6 +271,11 @@ def _class_maps(store: ResultStore) -> tuple[str, ...]:
 def _transform(store: ResultStore, heads: Sequence[str], source: str) -> Transform | None:
     """Return where a scene lies, as its maps say, or itself."""
     if FOREGROUND not in heads:
+        if not Path(source).exists():
+            raise StoreError(
+                f"{store.path} is unfinished, and its scene {source} is not there any more; "
+                "say where it is with --source"
+            )
         return open_source(source).transform
     grid = store.attributes["grid"]
     attributes: Any = store.array(f"labels/{FOREGROUND}/0").attrs

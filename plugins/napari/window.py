@@ -20,6 +20,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog
 
 from gigavim.errors import GigavimError, SourceError
+from gigavim.plugins.napari.follow import follow
 from gigavim.plugins.napari.layers import add_image
 from gigavim.plugins.napari.lazy import Level, Pyramid, waiting
 from gigavim.plugins.napari.reading import Opened, is_store, open_path
@@ -83,22 +84,37 @@ def open_viewer(paths: Sequence[str], source: str | None = None) -> Any:
     for found in opened:
         for data in found.layers:
             viewer.add_layer(Layer.create(*data))
-        announce(found)
+        announce(found, viewer)
     return viewer
 
 
-def announce(opened: Opened) -> None:
-    """Say what is amiss with what was opened, and ask for an image that has moved."""
-    for warning in opened.warnings:
-        show_warning(warning)
+def announce(opened: Opened, viewer: Any) -> None:
+    """Say what is amiss with what was opened, and follow a run that has not come to its end.
+
+    Parameters
+    ----------
+    viewer
+        None where there is no window.
+    """
+    if opened.warning:
+        show_warning(opened.warning)
     results = opened.results
-    if results is not None and opened.lost:
+    if results is None:
+        return
+    store = results.store.path
+    if opened.lost:
         message = (
             f"{results.source} is not there any more, or is another image: its results are shown "
-            f"without it. Find it here, or with: gigavim view {results.store.path} --source IMAGE"
+            f"without it. Find it here, or with: gigavim view {store} --source IMAGE"
         )
         actions = (("Find the image …", partial(_find, results)),)
         notification_manager.dispatch(Notification(message, "warning", actions))
+    if results.complete:
+        return
+    if viewer is None:
+        show_warning(f"{store} is unfinished: what there is of it is shown; run it again to go on")
+    else:
+        follow(viewer, store, source=None if opened.lost else results.source)
 
 
 def _find(results: Results, _: Any) -> None:
