@@ -75,7 +75,7 @@ def write_table(
     if probs:
         obsm["probs"] = np.concatenate(probs)
         classes = obsm["probs"].argmax(1)
-        uns["probs_classes"] = result.layer("classify").names
+        uns["probs_classes"] = table.classes
     elif table.group == "tokens" and layer.shape == result.grid_shape:
         labels = np.asarray(layer.levels[0][...])[index[:, 0], index[:, 1]]
         classes = labels.astype(np.int16) - 1
@@ -96,9 +96,16 @@ _EMPTY = ("layers", "varm", "obsp", "varp")
 def _write_features(group: Any, table: Table) -> None:
     """Write ``X``, a part at a time."""
     count = table.readable
-    create = group.create_array if hasattr(group, "create_array") else group.create_dataset
-    chunks = (max(1, min(count, _ROW_CHUNK)), table.width)
-    written = create("X", shape=(count, table.width), dtype=np.float32, chunks=chunks)
+    about = {
+        "shape": (count, table.width),
+        "chunks": (max(1, min(count, _ROW_CHUNK)), table.width),
+        "dtype": np.float32,
+    }
+    if hasattr(group, "create_array"):
+        # Numbers that a network made do not compress.
+        written = group.create_array("X", compressors=None, **about)
+    else:
+        written = group.create_dataset("X", **about)
     _mark(written, "array", "0.2.0")
     start = 0
     for rows in table.features():

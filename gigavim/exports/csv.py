@@ -26,11 +26,13 @@ def write_csv(result: Result, path: Path, *, head: str | None = None) -> None:
     labels = None
     if layer.shape == result.grid_shape:
         labels = np.asarray(layer.levels[0][...])
-    names = result.layer("classify").names if "tokens/probs" in result.store.group else ()
+    table = result.patches()
     with new_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(["x", "y", "row", "column", "class", *(f"prob_{name}" for name in names)])
-        for part in result.patches().parts():
+        lines.writerow(
+            ["x", "y", "row", "column", "class", *(f"prob_{name}" for name in table.classes)]
+        )
+        for part in table.parts():
             classes = [""] * len(part.index)
             if labels is not None:
                 found = labels[part.index[:, 0], part.index[:, 1]]

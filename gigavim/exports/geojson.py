@@ -47,6 +47,7 @@ def write_geojson(
     """
     layer = result.layer(head)
     shift = np.array((0, 0) if _in_degrees(layer) else qupath_corner(result))
+    image = uuid.UUID(result.about["source"]["fingerprint"])
     digits = _DEGREE_DIGITS if _in_degrees(layer) else _PIXEL_DIGITS
     described = _tiles(result, layer) if objects == "tiles" else _regions(result, layer)
     if result.has_nuclei and objects == "regions":
@@ -60,11 +61,7 @@ def write_geojson(
         for number, (rings, properties) in enumerate(described):
             feature = {
                 "type": "Feature",
-                "id": str(
-                    uuid.uuid5(
-                        uuid.NAMESPACE_URL, f"{result.about['source']['fingerprint']}#{number}"
-                    )
-                ),
+                "id": str(uuid.uuid5(image, str(number))),
                 "geometry": {
                     "type": "Polygon",
                     "coordinates": [(ring - shift).round(digits).tolist() for ring in rings],
@@ -141,10 +138,9 @@ def _tiles(result: Result, layer: Layer) -> Iterator[Described]:
         labels = np.asarray(layer.levels[0][...])
     height, width = table.side_level0
     registration = layer.registration
-    cell, corner = (
-        np.array([registration.cell_x, registration.cell_y]),
-        np.array([registration.corner_x, registration.corner_y]),
-    )
+    cell = np.array([registration.cell_x, registration.cell_y])
+    corner = np.array([registration.corner_x, registration.corner_y])
+    names = [f"Probability {name}" for name in table.classes]
     for part in table.parts():
         x, y = part.coords.T.astype(np.float64)
         squares = shapely.box(x, y, x + width, y + height)
@@ -156,8 +152,8 @@ def _tiles(result: Result, layer: Layer) -> Iterator[Described]:
             class_ = 0 if labels is None else int(labels[tuple(part.index[row])])
             measured = {}
             if part.probs is not None:
-                named = zip(result.layer("classify").names, part.probs[row], strict=True)
-                measured = {f"Probability {name}": round(float(p), 3) for name, p in named}
+                probs = part.probs[row].round(3).tolist()
+                measured = dict(zip(names, probs, strict=True))
             yield [ring], _properties("tile", layer, class_, measured)
 
 

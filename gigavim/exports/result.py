@@ -56,7 +56,7 @@ class Rows:
     index: NDArray[np.int32]
     """Row and column on the grid of patches, of a tile's first patch; shape (m, 2)."""
     probs: NDArray[np.float32] | None
-    """Of each class, shape (m, K); None where no head gave any."""
+    """Of each of the table's classes, shape (m, K); None where there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,8 @@ class Table:
     """Between neighbours, in the same pixels."""
     side_level0: tuple[float, float]
     """Height and width in level-0 pixels."""
+    classes: tuple[str, ...]
+    """Of which there are probabilities; none where no head gave any."""
 
     @property
     def readable(self) -> int:
@@ -85,8 +87,6 @@ class Table:
 
     def parts(self) -> Iterator[Rows]:
         """Yield those that could be read, in the store's order, a few at a time."""
-        arrays = self.store.group[self.group]
-        assert isinstance(arrays, zarr.Group)
         for start in range(0, self._features.shape[0], ROWS_AT_ONCE):
             cut = slice(start, start + ROWS_AT_ONCE)
             valid = np.asarray(self.store.array(f"{self.group}/valid")[cut]) > 0
@@ -95,7 +95,7 @@ class Table:
                 for name in ("coords", "grid_index")
             )
             probs = None
-            if "probs" in arrays:
+            if self.classes:
                 probs = np.asarray(self.store.array(f"{self.group}/probs")[cut], np.float32)[valid]
             yield Rows(start + np.flatnonzero(valid), coords, index, probs)
 
@@ -210,22 +210,23 @@ class Result:
 
     def table(self) -> Table:
         """Return the tiles where there are some, since one of them is one feature, else patches."""
+        if "tiles" not in self.store.group:
+            return self.patches()
         grid = self.about["grid"]
-        patch, stride, cell = grid["patch"], grid["stride"], np.array(grid["cell_level0"])
-        side_px = patch
-        if "tiles" in self.store.group:
-            side_px = (self._tile_patches() - 1) * stride + patch
-        height, width = (cell * side_px / stride).tolist()
-        overlap = side_px - stride if side_px == patch else 0
-        group = "tiles" if "tiles" in self.store.group else "tokens"
-        return Table(self.store, group, side_px, overlap, (height, width))
+        side_px = (self._tile_patches() - 1) * grid["stride"] + grid["patch"]
+        return self._table("tiles", side_px, 0)
 
     def patches(self) -> Table:
         """Return the patches, also where they are parts of tiles."""
         grid = self.about["grid"]
-        patch, stride = grid["patch"], grid["stride"]
-        height, width = (np.array(grid["cell_level0"]) * patch / stride).tolist()
-        return Table(self.store, "tokens", patch, patch - stride, (height, width))
+        return self._table("tokens", grid["patch"], grid["patch"] - grid["stride"])
+
+    def _table(self, group: str, side_px: int, overlap_px: int) -> Table:
+        grid = self.about["grid"]
+        height, width = (side_px / grid["stride"] * cell for cell in grid["cell_level0"])
+        known = f"{group}/probs" in self.store.group and "labels/classify" in self.store.group
+        classes = self.layer("classify").names if known else ()
+        return Table(self.store, group, side_px, overlap_px, (height, width), classes)
 
     def _tile_patches(self) -> int:
         """Return how many patches a tile has to a side."""
