@@ -38,6 +38,7 @@ class RunBox(QGroupBox):
         layout = QVBoxLayout(self)
         layout.addLayout(self.words)
         layout.addWidget(self.errors)
+        self.set_results(None)
 
     def set_results(self, results: Results | None) -> None:
         """Describe another run, or the same once more."""
