@@ -14,8 +14,10 @@ from gigavim.head import palette
 HEADINGS = ("class", "shapes", "patches", "of image")
 SWATCH = 16
 """Side of the square of a class's colour, in pixels of the screen."""
-ROW = 24
-"""Height of a row, in pixels of the screen."""
+ROW, HEADER = 24, 22
+"""Heights, in pixels of the screen."""
+ROWS_SEEN = 3, 12
+"""At least and at most; beyond them one scrolls."""
 
 
 class ClassEditor(QTableWidget):
@@ -48,7 +50,9 @@ class ClassEditor(QTableWidget):
         self.setShowGrid(False)
         self.setHorizontalHeaderLabels(HEADINGS)
         self.verticalHeader().hide()
+        self.verticalHeader().setMinimumSectionSize(ROW)
         self.verticalHeader().setDefaultSectionSize(ROW)
+        self.horizontalHeader().setFixedHeight(HEADER)
         self.horizontalHeader().setHighlightSections(False)
         self.horizontalHeader().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         for column in range(1, len(HEADINGS)):
@@ -90,6 +94,7 @@ class ClassEditor(QTableWidget):
             self.setItem(row, column, amount)
         self.blockSignals(False)
         self.setCurrentCell(row, 0)
+        self._fit_height()
         self.changed.emit()
 
     def remove_current(self, shapes: Mapping[str, int]) -> None:
@@ -103,8 +108,11 @@ class ClassEditor(QTableWidget):
             self.refused.emit(f"{name!r} is the last class; rename it instead")
         else:
             row = max(0, self.currentRow())
+            self.blockSignals(True)
             del self._names[row], self._colours[row]
             self.removeRow(row)
+            self.blockSignals(False)
+            self._fit_height()
             self.changed.emit()
 
     def recolour(self, name: str, colour: Colour) -> None:
@@ -138,6 +146,11 @@ class ClassEditor(QTableWidget):
         colour = QColorDialog.getColor(QColor(*self.colours[name]), self, f"Colour of {name}")
         if colour.isValid():
             self.recolour(name, (colour.red(), colour.green(), colour.blue()))
+
+    def _fit_height(self) -> None:
+        """Take no more room than the classes need."""
+        rows = min(max(ROWS_SEEN[0], self.rowCount()), ROWS_SEEN[1])
+        self.setFixedHeight(HEADER + rows * ROW + 2 * self.frameWidth())
 
     def _cell(self, row: int, column: int) -> QTableWidgetItem:
         item = self.item(row, column)

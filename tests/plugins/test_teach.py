@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -320,13 +321,14 @@ def test_a_scene_is_taught_in_its_crs(
 
 
 def test_nothing_open_and_several_stores_are_said_in_words(
-    qtbot: Any, viewer: Any, slide_store: Path, scene_store: Path
+    qtbot: Any, viewer: Any, slide_store: Path, tmp_path: Path
 ) -> None:
     panel = TeachPanel(viewer)
     qtbot.addWidget(panel)
     assert panel.message.text().startswith("Open the .gigavim.zarr")
     assert not panel.fit.isEnabled()
-    for store in (slide_store, scene_store):
+    other = shutil.copytree(slide_store, tmp_path / "other.gigavim.zarr")
+    for store in (slide_store, other):
         (data,) = result_layers(open_results(store))[-1:]
         viewer.add_layer(Layer.create(*data))
     viewer.layers.selection.active = None
