@@ -166,12 +166,14 @@ class ResultsPanel(QWidget):
                 self.refresh()
 
     def _on_chosen(self) -> None:
-        """Show the class map that was chosen, and no other, which would mix with it."""
+        """Show and select the class map that was chosen, and no other, which would mix with it."""
         self.refresh()
-        chosen = self.run.currentData(), self.head.currentData()
+        chosen = self._layer_of(self.head.currentData())
         for layer in self._viewer.layers:
             if _is_class_map(layer):
-                layer.visible = _of(layer) == chosen
+                layer.visible = layer is chosen
+        if chosen is not None:
+            self._viewer.layers.selection.active = chosen
 
     def _load(self) -> None:
         """List the classes of another map; what takes reading comes later."""

@@ -201,6 +201,7 @@ def test_runs_and_maps_can_be_chosen_and_follow_the_selected_layer(
     assert table(panel) == [["nucleus", "12", "375"]]
     assert nuclei.visible
     assert not clusters.visible
+    assert viewer.layers.selection.active is nuclei
     viewer.layers.selection.active = clusters
     assert panel.run.currentText() == "broken"
     wait_for_map(panel, qtbot)
