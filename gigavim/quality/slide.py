@@ -124,7 +124,7 @@ def _with_ink_on_tissue(
     if not pen.any() or not clean.any():
         return pen
     strength = density.mean(axis=2)
-    dark = strength > np.percentile(strength[clean], 90)
+    dark = strength > 2 * np.median(strength[clean])
     reach = max(1, round(INK_REACH_UM / um))
     return np.asarray(ndimage.binary_dilation(pen, iterations=reach, mask=pen | dark), np.bool_)
 
