@@ -61,6 +61,14 @@ class Setup:
         return self.config.mode or self.model.spec.mode or "whole"
 
     @property
+    def tile(self) -> int | None:
+        """Patches to a side of a tile; None where the image is one sequence."""
+        spec = self.model.spec
+        if self.mode == "whole":
+            return None
+        return (spec.tile - spec.architecture.patch) // spec.architecture.stride + 1
+
+    @property
     def spacing(self) -> tuple[float, float]:
         """Height and width of the pixels that the model sees, in the unit of `own`."""
         return self.own.y * self.plane.ratio_y, self.own.x * self.plane.ratio_x
@@ -74,12 +82,15 @@ class Plan:
     sequence: PatchSequence
     """The foreground patches: the rows of the result."""
     reader: PatchReader
-    tile: int | None
-    """Patches to a side of a tile; None where the image is one sequence."""
     blocks: tuple[PatchBlock, ...]
     """What is read at once, in the order of reading."""
     warnings: tuple[str, ...] = ()
     """In what the image is outside of what the model was trained for."""
+
+    @property
+    def tile(self) -> int | None:
+        """Patches to a side of a tile; None where the image is one sequence."""
+        return self.setup.tile
 
     @property
     def megapixels(self) -> float:
@@ -159,17 +170,16 @@ def make_plan(setup: Setup) -> Plan:
     warnings = tuple(misfits(source, spec, setup.slots, math.sqrt(plane.ratio_y * plane.ratio_x)))
     for warning in warnings:
         logger.warning("%s: %s", source.path, warning)
-    tile = None
-    blocks = tuple(foreground_blocks(grid, found, block_side(plane, grid)))
-    if setup.mode == "tiles":
-        tile = (spec.tile - spec.architecture.patch) // spec.architecture.stride + 1
+    tile = setup.tile
+    if tile is None:
+        blocks = tuple(foreground_blocks(grid, found, block_side(plane, grid)))
+    else:
         blocks = tuple(tile_blocks(grid, found, block_side(plane, grid, tile), tile))
     mean, std = _normalisation(setup)
     return Plan(
         setup,
         PatchSequence.from_foreground(grid, found, setup.order),
         PatchReader(plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std),
-        tile,
         blocks,
         warnings,
     )

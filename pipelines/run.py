@@ -209,6 +209,7 @@ def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
             "patch": grid.patch,
             "stride": grid.stride,
             "cell_level0": [grid.cell_y, grid.cell_x],
+            **({} if setup.tile is None else {"tile": setup.tile}),
         },
     }
 

@@ -13,6 +13,8 @@ import zarr
 from typer.testing import CliRunner
 
 from gigavim.cli import app
+from gigavim.cli.export import Format
+from gigavim.pipelines.export import FORMATS
 from images import tissue, write_model, write_scene, write_slide
 
 runner = CliRunner()
@@ -249,3 +251,7 @@ def test_importing_gigavim_is_cheap() -> None:
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert not {"torch", "dask", "zarr", "rasterio", "openslide", "skimage", "napari"} & set(loaded)
+
+
+def test_every_format_can_be_asked_for() -> None:
+    assert {each.value for each in Format} == set(FORMATS)

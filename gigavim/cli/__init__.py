@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gigavim import __version__
+from gigavim.cli.export import export
 from gigavim.cli.here import bench, doctor, models, sample
 from gigavim.cli.run import info, run
 from gigavim.cli.train import evaluate, pretrain, train
@@ -26,7 +27,10 @@ app = typer.Typer(
     help="Read a whole slide or a satellite scene as one long sequence, and map it.",
 )
 
-for command in (run, info, train, pretrain, evaluate, doctor, models, sample, bench, view):
+COMMANDS = (
+    run, info, view, export, train, pretrain, evaluate, models, sample, doctor, bench,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -80,8 +80,7 @@ def pretrain(
     if as_json:
         print_json(metrics)
     else:
-        share = metrics["explained"]
-        print(f"{output}: {share:.1%} of the variance of hidden pixels is predicted")
+        print(f"{output}: " + ", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
 
 
 def evaluate(
