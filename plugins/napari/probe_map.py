@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Taught:
     probs: NDArray[np.float16]
     """As of `Probe.map`."""
 
-    @property
+    @cached_property
     def amounts(self) -> dict[str, tuple[str, str]]:
         """By class, how many patches were learned from and how much of the image has it."""
         found = np.bincount(self.labels.ravel(), minlength=len(self.probe.counts) + 1)[1:]

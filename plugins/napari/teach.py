@@ -157,15 +157,16 @@ class TeachPanel(QWidget):
         results = self._results
         if results is not None:
             self._layer = chosen_layer(self._viewer, results)
-            annotations = "No annotations yet" if self._layer is None else self._layer.name
-            words = f"{annotations} · {stem_of(results)}"
+            drawn_in = "No annotations yet" if self._layer is None else self._layer.name
+            words = f"{drawn_in} · {stem_of(results)}"
             self._set_pen(results)
         self.message.setText(words)
         for button in self.tools.values():
             button.setEnabled(results is not None)
         for widget in (self.fit, self.give_class):
             widget.setEnabled(self._layer is not None)
-        self.files.offer(results, self._layer and self._annotations, self._fitted)
+        annotations = None if self._layer is None else self._annotations
+        self.files.offer(results, annotations, self._fitted)
         self._listen(self._layer)
         self._show_amounts()
 
