@@ -126,7 +126,7 @@ def add_results(viewer: Any, results: Results) -> None:
     }
     for data, attributes, kind in result_layers(results):
         if (attributes["name"], str(results.store.path)) not in shown:
-            viewer.add_layer(Layer.create(data, attributes, kind))
+            viewer.add_layer(window_layer((data, attributes, kind)))
 
 
 def add_image(viewer: Any, results: Results) -> None:
@@ -142,10 +142,23 @@ def add_image(viewer: Any, results: Results) -> None:
         return
     layers = image_layers(results.source, results)
     for index, data in enumerate(layers):
-        viewer.layers.insert(index, Layer.create(*data))
+        viewer.layers.insert(index, window_layer(data))
     for its in ours:
         if its.get("store") == str(results.store.path):
             its["source"] = results.source
+
+
+def window_layer(data: LayerData) -> Layer:
+    """Return a layer for a window that `attach` keeps fresh: to make it, nothing is waited for."""
+    never_wait([data])
+    return Layer.create(*data)
+
+
+def never_wait(layers: Sequence[LayerData]) -> None:
+    """Have layers made without waiting for what they show."""
+    for data, *_ in layers:
+        if isinstance(data, list):
+            data[0].pyramid.waits = False
 
 
 def _class_layer(results: Results, head: str, kind: str, *, is_visible: bool) -> LayerData:

@@ -6,8 +6,8 @@ it reads a view as a whole, on one thread, and cannot stop, so that views that w
 for; and meanwhile nothing is seen. Here a view is cut in tiles, which threads of their own read,
 the latest view first, and which all pyramids keep in one cache.
 
-Whoever shows a pyramid in a window puts a function in `Pyramid.listeners`. Without one, outside of
-the main thread, or in `waiting`, indexing reads and gives what is in the file.
+Whoever shows a pyramid in a window says so by `Pyramid.waits`, and looks for what has come. Else,
+outside of the main thread, or in `waiting`, indexing reads and gives what is in the file.
 """
 
 from __future__ import annotations
@@ -132,8 +132,10 @@ class Pyramid:
             Level(self, number, (shape[0] << up, shape[1] << up, *shape[2:]), side)
             for number, (up, side) in enumerate(zip(range(top, -1, -1), sides, strict=True))
         )
+        self.waits = True
+        """Whether indexing in the main thread waits for what is still to be read."""
         self.listeners: list[Callable[[], None]] = []
-        """Called in the main thread when something is asked for that is still to be read."""
+        """Called in the main thread when there is something to wait for, and it does not."""
         self._read = read
         self._coarsest = np.full(shape, blank, self.dtype)
         self._there: set[Key] = set()
@@ -204,7 +206,7 @@ class Pyramid:
         }
         missing = [key for key, tile in tiles.items() if tile is None]
         in_window = threading.current_thread() is threading.main_thread()
-        if not in_window or not self.listeners or _WAITING.get():
+        if self.waits or not in_window or _WAITING.get():
             tiles |= {key: self.load(key) for key in missing}
         elif missing:
             READERS.want(self, missing, lasting=is_coarsest)

@@ -10,6 +10,7 @@ import napari
 from napari.utils.notifications import show_error
 
 from gigavim.errors import GigavimError
+from gigavim.plugins.napari.layers import never_wait
 from gigavim.plugins.napari.reading import is_store, open_path
 from gigavim.plugins.napari.window import announce, attach
 from gigavim.sources import open_source
@@ -55,5 +56,6 @@ def _read(path: str | list[str]) -> list[tuple[Any, ...]]:
     viewer = napari.current_viewer()
     if viewer is not None:
         attach(viewer)
+        never_wait(opened.layers)
     announce(opened, viewer)
     return list(opened.layers) or [(None,)]

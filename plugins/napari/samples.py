@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import napari
+import numpy as np
 import pooch
-from napari.layers import Layer
-from napari.qt.threading import thread_worker
-from napari.utils.notifications import show_info
+from napari.qt.threading import create_worker
 
+from gigavim.plugins.napari.layers import LayerData, never_wait
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.reading import open_path
 from gigavim.plugins.napari.window import attach
@@ -21,39 +20,40 @@ SLIDE_TILES = 24, 30
 SCENE_SHAPE = 1200, 1400
 
 
-def sample_slide() -> list[Any]:
+def sample_slide() -> list[LayerData]:
     """Show a made-up slide."""
     return _show("slide.svs", lambda path: make_slide(path, tiles=SLIDE_TILES))
 
 
-def sample_scene() -> list[Any]:
+def sample_scene() -> list[LayerData]:
     """Show a made-up scene."""
     return _show("scene.tif", lambda path: make_scene(path, shape=SCENE_SHAPE))
 
 
-def _show(name: str, make: Callable[[Path], None]) -> list[Any]:
+def _show(name: str, make: Callable[[Path], None]) -> list[LayerData]:
     """Return the layers of a sample that is there; make another in the background, and show it."""
     path = Path(pooch.os_cache("gigavim"), "samples", name)
-    viewer = napari.current_viewer()
-    if viewer is not None:
-        attach(viewer)
     path.parent.mkdir(parents=True, exist_ok=True)
+    viewer = napari.current_viewer()
     if viewer is None and not path.exists():
         make(path)
     if path.exists():
-        return list(open_path(str(path)).layers)
+        layers = open_path(str(path)).layers
+        if viewer is not None:
+            attach(viewer)
+            never_wait(layers)
+        return layers
+    # Of a sample napari wants a layer at once: one that says what will be there.
+    waiting = f"{path.stem}: being made, once"
 
-    @thread_worker(progress={"desc": f"making the sample {path.stem}"})  # type: ignore[untyped-decorator]
-    def work() -> None:
-        make(path)
+    def end() -> None:
+        if waiting in viewer.layers:
+            viewer.layers.remove(waiting)
+        if path.exists():
+            viewer.open(str(path), plugin="gigavim")
 
-    def show() -> None:
-        for data in open_path(str(path)).layers:
-            viewer.add_layer(Layer.create(*data))
-
-    show_info(f"making the sample {path.stem}, once: some seconds")
-    worker = work()
-    worker.returned.connect(show)
+    worker = create_worker(make, path, _progress={"desc": waiting})
     worker.errored.connect(notify)
+    worker.finished.connect(end)
     worker.start()
-    return []
+    return [(np.zeros((0, 2)), {"name": waiting}, "points")]

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from gigavim.errors import GigavimError, SourceError
 from gigavim.plugins.napari.follow import follow
-from gigavim.plugins.napari.layers import add_image
+from gigavim.plugins.napari.layers import add_image, window_layer
 from gigavim.plugins.napari.lazy import Level, Pyramid, waiting
 from gigavim.plugins.napari.reading import Opened, is_store, open_path
 from gigavim.plugins.napari.results import Results, open_results
@@ -37,7 +37,7 @@ def attach(viewer: Any) -> None:
     """Have a viewer show lazy layers without waiting for them, and a scale bar; twice is once."""
     if _on_inserted not in viewer.layers.events.inserted.callbacks:
         viewer.layers.events.inserted.connect(_on_inserted)
-        viewer.scale_bar.visible = True
+        viewer.canvas.overlays.scale_bar.visible = True
     for layer in viewer.layers:
         _keep_own_fresh(layer)
 
@@ -47,7 +47,11 @@ def keep_fresh(layer: Layer, pyramid: Pyramid) -> None:
     known = _fresh.setdefault(layer, weakref.WeakSet())
     if pyramid not in known:
         known.add(pyramid)
-        pyramid.listeners.append(_Refresher(layer, pyramid).start)
+        refresher = _Refresher(layer, pyramid)
+        pyramid.listeners.append(refresher.start)
+        pyramid.waits = False
+        # Something may have been asked for before the layer was shown.
+        refresher.start()
 
 
 def is_loading(viewer: Any) -> bool:
@@ -83,7 +87,7 @@ def open_viewer(paths: Sequence[str], source: str | None = None) -> Any:
     attach(viewer)
     for found in opened:
         for data in found.layers:
-            viewer.add_layer(Layer.create(*data))
+            viewer.add_layer(window_layer(data))
         announce(found, viewer)
     return viewer
 

@@ -11,10 +11,10 @@ import rasterio
 import tifffile
 from napari.layers import Layer
 from numpy.typing import NDArray
-from stores import COLOURS, write_store
 
 from gigavim.plugins.napari.reading import open_path
 from gigavim.plugins.napari.window import attach, load_view
+from stores import COLOURS, write_store
 
 PATCH = 8
 SHAPE = 2411, 3023
@@ -75,7 +75,7 @@ def test_image_classes_and_probabilities_lie_on_each_other(
     attach(viewer)
     for data in open_path(str(store)).layers:
         viewer.add_layer(Layer.create(*data))
-    viewer.scale_bar.visible = False
+    viewer.canvas.overlays.scale_bar.visible = False
     kinds = {layer.metadata["gigavim"]["kind"]: layer for layer in viewer.layers}
     last = kinds["image"].data_to_world((SHAPE[0] - 1, SHAPE[1] - 1))
     for zoom, centre in ((1, None), (12, last), (60, None)):
