@@ -78,9 +78,9 @@ def _status(results: Results) -> str:
 
 def _spacing(results: Results) -> str:
     """Say how large the pixels are that the model saw, and those of the file."""
-    spacing = results.store.attributes["spacing"]
-    seen, own = spacing["achieved"][1], spacing["level0"][1]
-    words = f"{seen:.4g} {spacing['unit']} per pixel"
+    grid, own = results.store.attributes["grid"], results.spacing[1]
+    seen = grid["cell_level0"][1] / grid["stride"] * own
+    words = f"{seen:.4g} {results.unit} per pixel"
     return words if f"{seen:.2g}" == f"{own:.2g}" else f"{words}, {own:.4g} in the file"
 
 

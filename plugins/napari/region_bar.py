@@ -75,8 +75,8 @@ class RegionBar(QWidget):
             return
         self._position = (self._position + by) % len(self._regions)
         region = self._regions[self._position]
-        place = f"{self._name} {self._position + 1:,} of {len(self._regions):,}"
-        self.words.setText(f"{place}: {region.words}")
+        place = f"{self._name}: region {self._position + 1:,} of {len(self._regions):,}"
+        self.words.setText(f"{place}, {region.words}")
         self.visited.emit(region)
 
     def _found(self, find: Callable[[], list[Region]], regions: list[Region], by: int) -> None:

@@ -25,7 +25,7 @@ from gigavim.plugins.napari.picture_bar import PictureBar
 from gigavim.plugins.napari.region_bar import RegionBar
 from gigavim.plugins.napari.regions import look_at, order_of, regions_of
 from gigavim.plugins.napari.results import Results, results_of
-from gigavim.plugins.napari.run_box import RunBox
+from gigavim.plugins.napari.run_box import RunBox, breakable
 from gigavim.plugins.napari.shown import Shown, hidden_classes, show_class
 from gigavim.plugins.napari.threshold import HeadMap, read_map
 from gigavim.plugins.napari.unit_slider import UnitSlider
@@ -81,7 +81,7 @@ class ResultsPanel(QWidget):
             self._clock.stop()
         else:
             self._clock.start()
-        self.message.setText(fault)
+        self.message.setText(breakable(fault))
         self.message.setVisible(self.head.count() == 0)
         self._of_map.setVisible(self.head.count() > 0)
         if self._wanted != (results, self.head.currentData()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from qtpy.QtCore import Qt, Signal  # type: ignore[attr-defined]
 from qtpy.QtWidgets import (
     QFormLayout,
@@ -14,6 +16,15 @@ from qtpy.QtWidgets import (
 
 from gigavim.plugins.napari.about_run import about, read_errors
 from gigavim.plugins.napari.results import Results
+
+
+def breakable(words: str) -> str:
+    """Let long names and paths be broken, which a label would otherwise cut off.
+
+    >>> breakable("a_long/name") == "a_\u200blong/\u200bname"
+    True
+    """
+    return re.sub(r"(?<=[_/\\.-])(?=\w)", "\u200b", words)
 
 
 class RunBox(QGroupBox):
@@ -49,7 +60,7 @@ class RunBox(QGroupBox):
         if results is None:
             return
         for name, words in about(results).items():
-            label = QLabel(words)
+            label = QLabel(breakable(words))
             label.setWordWrap(True)
             label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
             self.words.addRow(name, label)

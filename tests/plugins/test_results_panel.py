@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_runs
 import zarr
+from napari.utils.notifications import notification_manager
 from numpy.typing import NDArray
 from PIL import Image
 from qtpy.QtCore import QPoint, QRect, Qt
@@ -20,6 +21,8 @@ from gigavim.plugins.napari.layers import add_results
 from gigavim.plugins.napari.results import open_results
 from gigavim.plugins.napari.results_panel import ResultsPanel
 from gigavim.plugins.napari.window import attach
+from images import tissue, write_slide
+from stores import write_store
 
 LEFT = Qt.MouseButton.LeftButton
 
@@ -189,7 +192,7 @@ def test_a_double_click_on_an_error_goes_there(
 def test_runs_and_maps_can_be_chosen_and_follow_the_selected_layer(
     viewer: Any, panel: ResultsPanel, folder: Path, qtbot: Any
 ) -> None:
-    assert "Open the .gigavim.zarr" in panel.message.text()
+    assert "its class maps show here" in panel.message.text()
     assert not panel.about.isVisible()
     nuclei = show(viewer, small_runs.slide_with_nuclei(folder), panel, qtbot)
     clusters = show(viewer, small_runs.clustered_slide(folder), panel, qtbot)
@@ -215,7 +218,7 @@ def test_runs_and_maps_can_be_chosen_and_follow_the_selected_layer(
     assert panel.threshold.value == pytest.approx(0.9)
     assert table(panel) == [["nucleus", "6", "188"]]
     viewer.layers.clear()
-    assert "Open the .gigavim.zarr" in panel.message.text()
+    assert "its class maps show here" in panel.message.text()
     assert panel.run.count() == 0
 
 
@@ -230,9 +233,24 @@ def test_a_store_that_is_gone_is_told_in_words(
     wait_for_map(panel, qtbot)
     shutil.rmtree(copy)
     panel.refresh()
-    assert str(copy) in panel.message.text()
+    assert str(copy) in panel.message.text().replace("\u200b", "")
     assert panel.message.isVisible()
     assert not panel.pictures.view.isVisible()
+
+
+def test_a_run_that_has_not_come_to_its_end_is_described(
+    viewer: Any, panel: ResultsPanel, qtbot: Any, tmp_path: Path
+) -> None:
+    image = write_slide(tmp_path / "slide.svs", tissue(64, 96))
+    labels = np.ones((4, 6), np.uint8)
+    store = write_store(tmp_path / "s.gigavim.zarr", image, labels, patch=16, finished=False)
+    add_results(viewer, open_results(store))
+    qtbot.waitUntil(panel.about.isVisible)
+    assert "no finished class map" in panel.message.text()
+    assert not panel.classes.isVisible()
+    said = [panel.about.words.itemAt(row).widget().text() for row in range(2)]
+    assert said[0] == "Status"
+    assert said[1].startswith("not complete: ")
 
 
 def test_pictures_show_what_is_shown(
@@ -263,6 +281,13 @@ def test_pictures_show_what_is_shown(
             assert (picture == colour).all(-1).any() == is_there
     # The bar in the view would be there twice.
     assert viewer.canvas.overlays.scale_bar.visible
+    # What cannot be written is told, and the viewer goes on.
+    missing = str(tmp_path / "missing" / "view.png")
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (missing, ""))
+    qtbot.mouseClick(panel.pictures.view, LEFT)
+    told = notification_manager.records[-1]
+    assert str(told.severity) == "error"
+    assert missing in told.message
     # Who thinks better of it gets nothing.
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: ("", ""))
     qtbot.mouseClick(panel.pictures.view, LEFT)
