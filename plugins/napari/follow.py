@@ -51,14 +51,17 @@ def follow(
     Returns
     -------
     follower
-        The one there is, where the store is followed already. It lives as long as the window.
+        The one there is, where the store is followed already and nothing new has begun. It lives
+        as long as the window.
     """
     # A widget is given the viewer in a wrapper, which the window is hidden by.
     viewer = getattr(viewer, "__wrapped__", viewer)
     window = viewer.window._qt_window
     for other in window.findChildren(Follower):
         if isinstance(other, Follower) and other.store == Path(store) and other.watches:
-            return other
+            if begun is None:
+                return other
+            other.stop("another run has begun")
     return Follower(viewer, window, Path(store), source, begun)
 
 

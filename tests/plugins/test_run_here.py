@@ -245,11 +245,13 @@ def test_closing_the_window_asks_what_becomes_of_a_run(
         click(qtbot, button)
 
     QTimer.singleShot(500, press)
-    window = viewer.window._qt_window
-    assert window.close() == closes
-    assert run.goes_on() != closes
-    if not closes:
-        panel._end()
+    if closes:
+        viewer.close()
+        assert not run.goes_on()
+        assert not ResultStore.open(store).complete
+    else:
+        assert not viewer.window._qt_window.close()
+        assert run.goes_on()
 
 
 def test_results_go_beside_the_image_or_where_one_may_write(
