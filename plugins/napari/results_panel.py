@@ -33,6 +33,10 @@ from gigavim.plugins.napari.unit_slider import UnitSlider
 LOOK_AGAIN_MS = 2000
 """At a run that is not complete."""
 
+CUT = """Cells whose highest probability is lower are left out of map and table;
+the store stays as it is"""
+NOT_CUT = "This map has no probabilities"
+
 
 class ResultsPanel(QWidget):
     """Shows one class map of one run at a time: that of the selected layer, else the first."""
@@ -49,10 +53,7 @@ class ResultsPanel(QWidget):
         self.run, self.head = _chooser(), _chooser()
         self.classes = ClassList()
         self.opacity = UnitSlider("Of the class map")
-        self.threshold = UnitSlider(
-            "Cells whose highest probability is lower are left out of map and table;\n"
-            "the store stays as it is"
-        )
+        self.threshold = UnitSlider(CUT)
         self.regions = RegionBar()
         self.pictures = PictureBar(self._viewer)
         self.about = RunBox()
@@ -203,7 +204,9 @@ class ResultsPanel(QWidget):
         """Offer what can be done with a class map."""
         self._shown = shown
         self.pictures.set_shown(shown)
-        self.threshold.setEnabled(shown is not None and shown.map.best is not None)
+        can_be_cut = shown is not None and shown.map.best is not None
+        self.threshold.setEnabled(can_be_cut)
+        self.threshold.setToolTip(CUT if can_be_cut else NOT_CUT)
         if shown is not None:
             self.threshold.set_value(shown.threshold)
         self._show_amounts()

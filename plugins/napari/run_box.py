@@ -44,6 +44,8 @@ class RunBox(QGroupBox):
         self.words.setRowWrapPolicy(QFormLayout.RowWrapPolicy.DontWrapRows)
         self.errors = QListWidget()
         self.errors.setFixedHeight(84)
+        self.errors.setWordWrap(True)
+        self.errors.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.errors.setToolTip("What could not be read; a double-click goes there")
         self.errors.itemDoubleClicked.connect(self._on_error)
         layout = QVBoxLayout(self)

@@ -179,7 +179,8 @@ def test_a_double_click_on_an_error_goes_there(
     viewer: Any, panel: ResultsPanel, folder: Path, qtbot: Any
 ) -> None:
     show(viewer, small_runs.clustered_slide(folder), panel, qtbot)
-    assert not panel.threshold.isEnabled()  # clusters have no probabilities
+    assert not panel.threshold.isEnabled()
+    assert "no probabilities" in panel.threshold.toolTip()
     errors = panel.about.errors
     place = errors.visualItemRect(errors.item(0)).center()
     qtbot.mouseClick(errors.viewport(), LEFT, pos=place)
