@@ -6,18 +6,17 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import filelock
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 
-from gigavim.errors import StoreBusyError, StoreError
+from gigavim.errors import StoreError
 from gigavim.geometry import Level
 from gigavim.georeference import Registration
 from gigavim.ngff import Colour, write_image, write_label
@@ -25,21 +24,20 @@ from gigavim.sources.source import ReadError
 from gigavim.store.blocks import BlockLabels, BlockState, TokenBlock
 from gigavim.store.disk import writing
 from gigavim.store.identity import differences
+from gigavim.store.lock import StoreLock
 from gigavim.store.running import announced
 from gigavim.store.tables import write_table
 
 
 class ResultStore:
-    """One image's results, as a Zarr v3 group on a local disk.
+    """One image's results, as a Zarr v3 group on a disk.
 
     Made by `create` for a run and by `open` for a look. A run asks `is_finished` first, and holds
     the store in a ``with`` statement: while it lasts, no other run may have it, and however it
     ends, the store says truthfully whether it is complete.
     """
 
-    def __init__(
-        self, path: Path, group: zarr.Group, lock: filelock.BaseFileLock | None = None
-    ) -> None:
+    def __init__(self, path: Path, group: zarr.Group, lock: StoreLock | None = None) -> None:
         self.path = path
         self.group = group
         self._lock = lock
@@ -97,8 +95,10 @@ class ResultStore:
         """
         path = Path(path)
         with contextlib.ExitStack() as undo:
-            lock = _lock(path)
-            undo.callback(_unlock, lock)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = StoreLock(path)
+            undo.callback(lock.release)
             with writing(path):
                 group = _prepare(path, attributes, force=force)
             undo.pop_all()
@@ -133,8 +133,16 @@ class ResultStore:
     def close(self) -> None:
         """Let other runs have the store."""
         if self._lock is not None:
-            _unlock(self._lock)
+            self._lock.release()
             self._lock = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write, as long as the store is ours."""
+        with writing(self.path):
+            if self._lock is not None:
+                self._lock.check()
+            yield
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return an array, ``tokens/features`` say, to be read in parts."""
@@ -180,7 +188,7 @@ class ResultStore:
         shown
             What the map that was announced has here, for whoever follows the run.
         """
-        with writing(self.path):
+        with self._writing():
             self._state.write(block, tokens, valid, errors, shown)
 
     def read_block(self, block: int) -> TokenBlock:
@@ -201,7 +209,7 @@ class ResultStore:
         ValueError
             If the parts do not add up to ``shape``.
         """
-        with writing(self.path):
+        with self._writing():
             write_table(self.group, name, parts, shape, dtype)
 
     def write_label_map(
@@ -213,7 +221,7 @@ class ResultStore:
         registration: Registration,
     ) -> None:
         """Write ``labels/<name>``: the class of every cell, 0 for background; see `write_label`."""
-        with writing(self.path):
+        with self._writing():
             write_label(
                 self.group.require_group("labels"), name, labels, names, colours, registration
             )
@@ -227,7 +235,7 @@ class ResultStore:
         registration: Registration,
     ) -> None:
         """Write ``maps/<name>``: numbers for every cell, NaN for none; see `write_image`."""
-        with writing(self.path):
+        with self._writing():
             write_image(
                 self.group.require_group("maps"), name, values, channels, colours, registration
             )
@@ -243,7 +251,7 @@ class ResultStore:
         """Say which map blocks or windows will fill, for whoever follows the run."""
         state: Any = self.group["state"].attrs
         about = announced(names, colours, shape, registration)
-        with writing(self.path):
+        with self._writing():
             state["maps"] = {**state.get("maps", {}), name: about}
 
     def write_errors(self, errors: Iterable[ReadError], levels: Sequence[Level]) -> None:
@@ -265,7 +273,7 @@ class ResultStore:
             columns["level"].append(error.level)
         for name, column in columns.items():
             self.write_array(f"errors/{name}", np.array(column, np.int32))
-        with writing(self.path):
+        with self._writing():
             messages = self.group.create_array(
                 "errors/message", shape=(len(rows),), dtype="string", overwrite=True
             )
@@ -274,7 +282,7 @@ class ResultStore:
 
     def describe(self, name: str, **attributes: Any) -> None:
         """Attach attributes to a group or array, ``describe("tokens", order="hilbert")``."""
-        with writing(self.path):
+        with self._writing():
             self.group[name].attrs.update(attributes)
 
     def finish(self, **facts: Any) -> None:
@@ -285,7 +293,7 @@ class ResultStore:
         facts
             What is known only now: times, peak memory.
         """
-        with writing(self.path):
+        with self._writing():
             _update(self.group, **facts, status="written")
             _finish(self.path, self.group)
 
@@ -372,31 +380,6 @@ def _attributes(group: zarr.Group) -> dict[str, Any]:
 def _update(group: zarr.Group, **marks: Any) -> None:
     """Change some of what the group says of itself, in one write."""
     group.attrs["gigavim"] = {**_attributes(group), **marks}
-
-
-def _lock(path: Path) -> filelock.BaseFileLock:
-    """Take the store, or say who has it; the operating system lets go when a process dies."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path.with_name(f"{path.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            group = _open(path, "r")
-            writer = _attributes(group).get("writer", {}) if group is not None else {}
-            who = f"process {writer['pid']} on {writer['host']}" if writer else "another process"
-            raise StoreBusyError(
-                f"{path} is being written by {who}; wait for it, or write elsewhere with -o"
-            ) from None
-    return lock
-
-
-def _unlock(lock: filelock.BaseFileLock) -> None:
-    """Give the store back and leave no file behind."""
-    # Unlinked while held: whoever opened the old file meanwhile finds it unlinked and tries again.
-    with contextlib.suppress(OSError):
-        Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
 
 
 def _now() -> str:
