@@ -30,6 +30,7 @@ from shapely.geometry import mapping, shape
 
 from gigavim.errors import GigavimError
 from gigavim.geometry import Grid
+from gigavim.qupath import qupath_origin
 from gigavim.sources import Source
 from gigavim.store.disk import write_file, writing
 
@@ -180,20 +181,6 @@ def areas(geometry: Any) -> Any:
     """Return the polygons of a geometry of any kind, together."""
     parts = [part for part in get_parts(get_parts(geometry)) if part.geom_type == "Polygon"]
     return parts[0] if len(parts) == 1 else MultiPolygon(parts)
-
-
-def qupath_origin(source: Source) -> tuple[float, float]:
-    """Return x and y of the level-0 pixel from which QuPath counts, 0 where it crops nothing."""
-    import openslide
-
-    if source.kind != "slide" or openslide.OpenSlide.detect_format(source.path) is None:
-        return 0.0, 0.0
-    with openslide.OpenSlide(source.path) as slide:
-        x, y = (
-            float(slide.properties.get(name, 0))
-            for name in (openslide.PROPERTY_NAME_BOUNDS_X, openslide.PROPERTY_NAME_BOUNDS_Y)
-        )
-    return x, y
 
 
 def _feature(annotation: Annotation, affine: Affine) -> dict[str, Any]:

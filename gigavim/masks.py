@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Grid
+from gigavim.qupath import qupath_origin
 from gigavim.sources.source import Source
 
 
@@ -56,7 +57,7 @@ def read_mask(path: str, source: Source, grid: Grid) -> Mask:
     Parameters
     ----------
     path
-        GeoJSON polygons: of a slide, x and y in level-0 pixels, as QuPath writes them; of a scene,
+        GeoJSON polygons: of a slide, x and y in level-0 pixels, as QuPath counts them; of a scene,
         in the CRS that the file names, else longitude and latitude (RFC 7946) if they fit these,
         else in the CRS of the scene. Or an image (PNG, TIFF), foreground where it is not 0: aligned
         by its CRS where it and the source have one, else stretched over the whole source.
@@ -75,6 +76,7 @@ def read_mask(path: str, source: Source, grid: Grid) -> Mask:
 
 def _polygon_mask(path: str, source: Source, grid: Grid) -> Mask:
     """Burn polygons on the canvas; a pixel is in where its centre is."""
+    from rasterio import Affine
     from rasterio.features import rasterize
     from rasterio.warp import transform_geom
     from shapely import GEOSException
@@ -91,6 +93,9 @@ def _polygon_mask(path: str, source: Source, grid: Grid) -> Mask:
         crs = _crs_of(content, [shape(polygon).bounds for polygon in polygons], source.crs)
         polygons = [transform_geom(crs, source.crs, polygon) for polygon in polygons]
     size, ratio_y, ratio_x, transform = _canvas(source, grid)
+    x, y = qupath_origin(source)
+    a, b, c, d, e, f, *_ = transform
+    transform = Affine(a, b, c - x, d, e, f - y)
     values = rasterize(polygons, size, transform=transform, dtype=np.uint8)
     return Mask(values.astype(np.bool_), ratio_y, ratio_x)
 

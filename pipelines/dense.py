@@ -28,6 +28,7 @@ from gigavim.pipelines.maps import PICTURE_SIDE
 from gigavim.pipelines.plan import Plan
 from gigavim.pipelines.report import Progress, Stages
 from gigavim.pipelines.stream import reader_pool, stream
+from gigavim.qupath import qupath_origin
 from gigavim.store import ResultStore
 from gigavim.store.windows import SIDE, WindowedMap
 from gigavim.views.objects import write_centroids, write_geojson
@@ -207,7 +208,8 @@ class NucleiPass:
         table = store_path.with_name(f"{stem}.{NUCLEI}.csv")
         overlay = store_path.with_name(f"{stem}.{NUCLEI}.png")
         own = self.plan.setup.own
-        write_geojson(geojson, self.parts(), CLASS, COLOUR)
+        origin = qupath_origin(self.plan.setup.source)
+        write_geojson(geojson, self.parts(), CLASS, COLOUR, origin)
         write_centroids(table, self.parts(), own.y * own.x)
         self._write_overlay(overlay)
         return {"geojson": str(geojson), "table": str(table), "overlay": str(overlay)}

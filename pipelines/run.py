@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gigavim import __version__
+from gigavim.checkpoint import ModelSpec
 from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError, ModelError
 from gigavim.kernels.scan import scan_backend
@@ -42,6 +44,7 @@ from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_mem
 from gigavim.pipelines.share import Mixed as SharedMixed
 from gigavim.pipelines.stream import reader_pool
 from gigavim.precision import product_precision, products_in
+from gigavim.qupath import qupath_origin
 from gigavim.store import ResultStore, fingerprint
 from gigavim.streamed import Mixed, rows_of, sweeps_of
 
@@ -177,15 +180,20 @@ def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
     """Say what the store is of; `configuration`, `model` and `source` make the run what it is."""
     config, source, grid = setup.config, setup.source, setup.grid
     configuration = config.as_dict() | {"order": setup.order, "mode": setup.mode}
-    # Which model it is shows below, by its content.
-    del configuration["model"]
+    # Which models these are shows below, by their content.
+    for name in ("model", "encoder", "trust"):
+        del configuration[name]
     if config.mask is not None:
         configuration["mask"] = fingerprint(config.mask)["fingerprint"]
     return {
         "version": __version__,
         "command": " ".join(command),
         "configuration": configuration,
-        "model": {"id": setup.model.path.stem, "weights_sha256": setup.model.sha256},
+        "model": {
+            "id": setup.model.path.stem,
+            "weights_sha256": setup.model.sha256,
+            **_reading_tiles(setup.model.spec),
+        },
         "source": {
             "uri": str(Path(source.path).absolute()),
             "reader": source.reader,
@@ -193,6 +201,7 @@ def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
             "height": source.levels[0].height,
             "width": source.levels[0].width,
             "bands": [band.name for band in source.bands],
+            "bounds": list(qupath_origin(source)),
             **fingerprint(source.path),
         },
         "spacing": {
@@ -212,6 +221,15 @@ def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
             **({} if setup.tile is None else {"tile": setup.tile}),
         },
     }
+
+
+def _reading_tiles(spec: ModelSpec) -> dict[str, Any]:
+    """Say how a model reads tiles by an encoder whose file does not say it."""
+    if spec.tiles is None:
+        return {}
+    about = json.loads(spec.to_json())
+    del about["code_version"]
+    return {"spec": about}
 
 
 def _fill(

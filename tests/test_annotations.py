@@ -11,17 +11,19 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from shapely import LineString, MultiPolygon, Polygon, box
+from shapely.geometry import mapping
 
 from gigavim.annotations import (
     NONE,
     Annotation,
     annotated_cells,
-    qupath_origin,
     read_annotations,
     write_annotations,
 )
 from gigavim.errors import GigavimError
 from gigavim.geometry import Grid
+from gigavim.masks import covered, read_mask
+from gigavim.qupath import qupath_origin
 from gigavim.sources import Source, open_source
 from images import ORIGIN, tissue, write_scene, write_slide
 
@@ -323,3 +325,14 @@ def test_a_stroke_lies_on_just_the_cells_that_it_crosses(line: LineString, width
             assert layout[row, column] == 0
         if not pen.intersects(cell.buffer(1e-6)):
             assert layout[row, column] == NONE
+
+
+def test_what_is_drawn_on_a_cropped_slide_masks_it_where_it_was_drawn(
+    cropped: Source, tmp_path: Path
+) -> None:
+    # In QuPath the scan begins at (0, 0), which is (100, 40) of level 0.
+    drawn = tmp_path / "mask.geojson"
+    drawn.write_text(json.dumps(mapping(box(0, 0, 60, 40))))
+    grid = Grid.over(600, 800, patch=20, ratio_y=1, ratio_x=1)
+    found = covered(read_mask(str(drawn), cropped, grid), grid)
+    assert np.argwhere(found).tolist() == [[r, c] for r in (2, 3) for c in (5, 6, 7)]

@@ -14,7 +14,13 @@ DIGITS = 2
 """After the point, of level-0 pixels."""
 
 
-def write_geojson(path: Path, parts: Iterable[Nuclei], name: str, colour: Colour) -> None:
+def write_geojson(
+    path: Path,
+    parts: Iterable[Nuclei],
+    name: str,
+    colour: Colour,
+    origin: tuple[float, float] = (0.0, 0.0),
+) -> None:
     """Write outlines as QuPath imports them: detections with a class, in level-0 pixels.
 
     Parameters
@@ -23,6 +29,8 @@ def write_geojson(path: Path, parts: Iterable[Nuclei], name: str, colour: Colour
         In level-0 pixels; one is held at a time.
     name, colour
         Of the class.
+    origin
+        x and y of the pixel that QuPath counts from: `qupath_origin`.
 
     Raises
     ------
@@ -39,7 +47,7 @@ def write_geojson(path: Path, parts: Iterable[Nuclei], name: str, colour: Colour
                     "type": "Feature",
                     "geometry": {
                         "type": "Polygon",
-                        "coordinates": [outline.round(DIGITS).tolist()],
+                        "coordinates": [(outline - origin).round(DIGITS).tolist()],
                     },
                     "properties": {
                         "objectType": "detection",

@@ -255,6 +255,8 @@ def _quiet() -> Iterator[None]:
         # It is meant to; and Lightning uses what PyTorch 2.13 would rather be asked otherwise.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        # On a cluster's login node it would rather be started by srun.
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.plugins.napari.world import from_world, world_of_level0
+from gigavim.qupath import qupath_origin
 from gigavim.sources import Source
 
 Polygon = NDArray[np.float64]
@@ -48,7 +49,8 @@ def geojson(polygons: Sequence[Polygon], source: Source) -> str:
     Parameters
     ----------
     source
-        The image: on a slide they are in its level-0 pixels, on a scene in its CRS.
+        The image: on a slide they are in level-0 pixels as QuPath counts them, on a scene in its
+        CRS.
     """
     content: dict[str, Any] = {"type": "FeatureCollection"}
     if source.crs is not None:
@@ -56,7 +58,8 @@ def geojson(polygons: Sequence[Polygon], source: Source) -> str:
         places = [polygon * (-1, 1) for polygon in polygons]
     else:
         assert source.spacing is not None  # else it has no place in the world
-        places = [from_world(world_of_level0(source.spacing), polygon) for polygon in polygons]
+        world, (x, y) = world_of_level0(source.spacing), qupath_origin(source)
+        places = [from_world(world, polygon) - (y, x) for polygon in polygons]
     content["features"] = [
         {
             "type": "Feature",
