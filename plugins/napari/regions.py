@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.plugins.napari.results import Results
-from gigavim.plugins.napari.threshold import HeadMap, NucleiMap, PatchMap, short
+from gigavim.plugins.napari.threshold import HeadMap, NucleiMap, short
 from gigavim.plugins.napari.world import Affine, to_world
 
 MOST = 1000
