@@ -45,7 +45,8 @@ class VisionMambaConfig:
     """``v2``: each has its own convolution and scan; ``v1``: they share all but the decays."""
     halve: bool = True
     """Whether the sum of the two directions of ``v2`` is divided by two."""
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "layer", "none"] = "rms"
+    """``none``: without blocks, for features of tiles that are taken as they are."""
     layer_scale: float | None = None
     """Initial value of a learned scale on each block's output; None for no such scale."""
     block: Literal["vim", "cross"] = "vim"
@@ -55,6 +56,9 @@ class VisionMambaConfig:
     """Whether what it scanned is gated, and its convolution biased, as in VMamba's ``v0``."""
     mlp_ratio: float = 0.0
     """Hidden numbers of the MLP after the scan, over D; 0 for no MLP."""
+    features: int = 0
+    """Numbers that another network, a tile encoder, makes of a patch, to be projected to a token;
+    0 where pixels are projected."""
 
     def __post_init__(self) -> None:
         if self.position == "sincos" and self.width % 4:
@@ -63,6 +67,8 @@ class VisionMambaConfig:
             raise ValueError("rotary positions are defined for sequences without class token only")
         if self.block == "cross" and (self.class_token, self.rope) != ("none", "none"):
             raise ValueError("cross blocks have no place for a class token or rotary positions")
+        if self.norm == "none" and (self.depth or self.features != self.width):
+            raise ValueError("only features of tiles that nothing is done with go without a norm")
 
     @property
     def inner(self) -> int:

@@ -39,10 +39,25 @@ KEY = "gigavim"
 """Of the metadata of a safetensors file."""
 DECODER = "decoder."
 """What the names of a decoder's weights begin with."""
+LENT = "patch_embed.network."
+"""What the names of weights begin with that are a tile encoder's and stay in its own file."""
 BAG = "bag."
 """What the names of the weights of a head of whole images begin with."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class TileEncoder:
+    """The network that makes features of tiles, which a model takes in place of their pixels."""
+
+    name: str
+    """For people: the stem of its file, or its name in timm."""
+    sha256: str
+    """Of its file, in hexadecimal; of the names and values of its weights where it has none."""
+    pool: Literal["none", "first", "mean"] = "none"
+    """How a tile's feature is read out: the network does it, (b, F); it is the ``first`` of its
+    tokens, (b, n, F); or their ``mean``, also that of a map, (b, F, h, w)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,8 @@ class ModelSpec:
     """How nuclei are found in what the decoder makes; None where it maps something else."""
     bag: BagConfig | None = None
     """What gives a whole image its class, in place of the encoder's classifier; None without it."""
+    tiles: TileEncoder | None = None
+    """What turns a patch, a tile then, into what is projected; None where its pixels are."""
     stain: tuple[tuple[float, float], ...] = ()
     """Per band, between what its share in the stain lay in training (`stain_shares`); or empty."""
     training_data: str = ""
@@ -134,6 +151,8 @@ class ModelSpec:
             values["nuclei"] = NucleiConfig(**values["nuclei"])
         if values.get("bag"):
             values["bag"] = BagConfig(**values["bag"])
+        if values.get("tiles"):
+            values["tiles"] = TileEncoder(**values["tiles"])
         return cls(**values)
 
 
@@ -236,6 +255,7 @@ def save_model(
         prefix + name: _stored(tensor, dtype)
         for prefix, part in _parts(encoder, decoder, bag).items()
         for name, tensor in part.state_dict().items()
+        if not name.startswith(LENT)
     }
     safetensors.torch.save_file(weights, path, {KEY: spec.to_json()})
 

@@ -10,6 +10,7 @@ from gigavim.orders import Order
 
 Mode = Literal["whole", "tiles"]
 Precision = Literal["float32", "bfloat16"]
+Stain = Literal["macenko", "reinhard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,12 @@ class RunConfig:
 
     model: str | None = None
     """A shipped model's name or a file; the shipped one for the kind of image if None."""
+    encoder: str | None = None
+    """A tile encoder, ``timm:NAME`` or a file: `model` reads its features, or is None for these."""
+    tile: int | None = None
+    """Side of the tiles that the tile encoder takes, in pixels; its own if None."""
+    trust: bool = False
+    """Whether the tile encoder may be a program, TorchScript."""
     mode: Mode | None = None
     """``whole``: the image is one sequence. ``tiles``: each tile is a short sequence of its own. If
     None the one that the model is better in, ``whole`` where that is not known."""
@@ -42,6 +49,10 @@ class RunConfig:
     """A GeoJSON, PNG or TIFF that says what is foreground."""
     read_all: bool = False
     """Read every patch, foreground or not."""
+    exclude_qc: bool = False
+    """Leave out what `gigavim.quality` finds wrong: out of focus, pen, cloud and the like."""
+    stain: Stain | None = None
+    """How a slide is given the stain of the reference slide; it keeps its own if None."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON would hold them."""

@@ -42,6 +42,33 @@ class PatchEmbedding(nn.Module):
         return tokens.to(weight.dtype)  # the residual stream begins here
 
 
+class TileEmbedding(nn.Module):
+    """What a network of any kind makes of each patch, a tile then, projected to a token.
+
+    The network is no part of the model: it is lent to it, and its weights stay in their own file.
+    """
+
+    def __init__(self, config: VisionMambaConfig) -> None:
+        super().__init__()
+        self.network: nn.Module | None = None
+        as_they_are = config.norm == "none"
+        # Features of different networks come in different scales.
+        self.norm = nn.Identity() if as_they_are else nn.LayerNorm(config.features)
+        self.proj = nn.Identity() if as_they_are else nn.Linear(config.features, config.width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed patches, shape (..., P, P, band), as tokens, shape (..., D)."""
+        if self.network is None:
+            raise ValueError("this model reads features of tiles; lend it the tile encoder first")
+        features: Tensor = self.network(patches.flatten(0, -4).permute(0, 3, 1, 2)).float()
+        return self.project(features.view(*patches.shape[:-3], -1))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Turn features, shape (..., F), into tokens, shape (..., D)."""
+        tokens: Tensor = self.proj(self.norm(features))
+        return tokens.float()  # the residual stream begins here
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What the encoder makes of a sequence."""
@@ -72,25 +99,27 @@ class VisionMamba(nn.Module):
             self.pos_embed = nn.Parameter(
                 torch.empty(1, config.side**2 + class_tokens, config.width)
             )
-        self.patch_embed = PatchEmbedding(config)
+        self.patch_embed = (TileEmbedding if config.features else PatchEmbedding)(config)
         self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
         if config.rope != "none":
             self.rope = Rope(config.image_size // config.patch, config.width)
         block = Block if config.block == "vim" else CrossBlock
         self.layers = nn.ModuleList(block(config) for _ in range(config.depth))
-        self.norm_f = norm_of(config)
+        self.norm_f = nn.Identity() if config.norm == "none" else norm_of(config)
         self._initialise()
 
     @torch.no_grad()
     def _initialise(self) -> None:
         for parameter in self.parameters(recurse=False):
             nn.init.trunc_normal_(parameter, std=0.02)
-        # LeCun normal; 0.8796 is the standard deviation of a unit normal cut off at two.
-        fan_in = self.patch_embed.proj.weight[0].numel()
-        nn.init.trunc_normal_(self.patch_embed.proj.weight)
-        self.patch_embed.proj.weight.div_(0.87962566103423978 * math.sqrt(fan_in))
-        assert self.patch_embed.proj.bias is not None  # PyTorch types it as optional
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        projection = self.patch_embed.proj
+        if isinstance(projection, nn.Conv2d | nn.Linear):
+            # LeCun normal; 0.8796 is the standard deviation of a unit normal cut off at two.
+            fan_in = projection.weight[0].numel()
+            nn.init.trunc_normal_(projection.weight)
+            projection.weight.div_(0.87962566103423978 * math.sqrt(fan_in))
+            assert projection.bias is not None  # PyTorch types it as optional
+            nn.init.zeros_(projection.bias)
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -132,7 +161,7 @@ class VisionMamba(nn.Module):
         if index is None:
             index = _whole(rows, columns)
         if self.config.position == "sincos":
-            weight = self.patch_embed.proj.weight
+            weight = next(self.parameters())
             return sincos_positions(index.to(weight.device), self.config.width).to(weight.dtype)
         patches = self.config.side**2
         place = self.config.class_index(patches)

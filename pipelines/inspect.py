@@ -191,7 +191,9 @@ def _forecast(
 
     return {
         "model": setup.model.path.stem,
-        "default_for": None if setup.config.model else MEANT_FOR[setup.model.path.stem],
+        "default_for": None
+        if setup.config.model or setup.config.encoder
+        else MEANT_FOR[setup.model.path.stem],
         "mode": setup.mode,
         "warnings": list(plan.warnings),
         "spacing": list(setup.spacing),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gigavim.checkpoint import Model, load_model
+from gigavim.checkpoint import Model
 from gigavim.config import Mode, RunConfig
 from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
 from gigavim.foreground import data_of, foreground, thumbnail
@@ -25,7 +25,7 @@ from gigavim.patches import (
     foreground_blocks,
     tile_blocks,
 )
-from gigavim.pipelines.suitable import default_model, misfits
+from gigavim.pipelines.suitable import chosen_model, misfits
 from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source
 from gigavim.sources.bands import select_bands
@@ -131,7 +131,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
         If the image or the model cannot be opened, or they do not fit.
     """
     source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
-    model = load_model(config.model or default_model(source, config.spacing), device)
+    model = chosen_model(source, config, device)
     order = _order(config, model)
     heads = _heads(config, model)
     source, slots = _fit_bands(source, config, model)

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gigavim.area import cell_areas
-from gigavim.checkpoint import ModelSpec, read_spec
+from gigavim.checkpoint import Model, ModelSpec, load_model, read_spec
+from gigavim.config import RunConfig
+from gigavim.errors import ModelError
 from gigavim.foreground import data_of, thumbnail
 from gigavim.georeference import Registration
 from gigavim.models import shipped, weights_path
 from gigavim.sources import Source
 from gigavim.stain import stain_shares
+from gigavim.tile_encoder import lend, load_tile_encoder
 
 RGB = ("red", "green", "blue")
 FINE_UM = 0.55
@@ -30,6 +33,38 @@ MEANT_FOR = {
     "scene-mini": "other scenes",
 }
 """What the rule of `default_model` takes each model for."""
+
+
+def chosen_model(source: Source, config: RunConfig, device: str) -> Model:
+    """Load the model that a run is to use, with its tile encoder where it has one.
+
+    Raises
+    ------
+    ModelError
+        If a model or tile encoder cannot be loaded, they do not belong together, or nothing says at
+        which spacing tiles are read.
+    """
+    if config.encoder is None:
+        if config.tile is not None or config.trust:
+            raise ModelError("--tile and --trust are of a tile encoder; name one with --encoder")
+        model = load_model(config.model or default_model(source, config.spacing), device)
+        if model.spec.tiles is not None:
+            raise ModelError(
+                f"{model.path} reads features of {model.spec.tiles.name} "
+                f"({model.spec.tiles.sha256[:12]}); pass this file with --encoder"
+            )
+        return model
+    tiles = load_tile_encoder(config.encoder, device, tile=config.tile, trust=config.trust)
+    model = tiles
+    if config.model is not None:
+        model = load_model(config.model, device)
+        lend(tiles, model)
+    if model.spec.spacing is None and config.spacing is None:
+        raise ModelError(
+            f"{config.encoder} does not say which spacing it was trained at; pass --spacing, as in "
+            "--spacing 0.5, or write it beside it"
+        )
+    return model
 
 
 def default_model(source: Source, spacing: float | None = None) -> str:

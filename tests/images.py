@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def write_model(
         tile=tile,
     )
     save_model(path, VisionMamba(config), spec)
+    return path
+
+
+def write_encoder(path: Path, tile: int, *, spacing: float | None = 0.5, seed: int = 0) -> Path:
+    """Write a small network of another kind as TorchScript, and the description of it."""
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4), torch.nn.GELU(), torch.nn.Conv2d(8, 12, 4, 4)
+    )
+    with warnings.catch_warnings():
+        # It is deprecated, and in use all the same.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(network).save(path)
+    lines = [f"tile = {tile}", "mean = [0.5, 0.5, 0.5]", "std = [0.25, 0.25, 0.25]"]
+    lines += ['pool = "mean"', f"spacing = {spacing}" if spacing else ""]
+    path.with_suffix(".toml").write_text("\n".join(lines))
     return path
 
 

@@ -25,12 +25,33 @@ class Products(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Stain(StrEnum):
+    """How a slide's stain is changed."""
+
+    macenko = "macenko"
+    reinhard = "reinhard"
+
+
 Order = StrEnum("Order", {name: name for name in ORDERS})  # type: ignore[misc]
 
 Images = Annotated[list[str], typer.Argument(help="Slides and scenes: files, or OME-Zarr folders.")]
 Model_ = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A model of `gigavim models`, or a file of weights."),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="A tile encoder of your own: timm:NAME, or weights with a TOML file beside them.",
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(min=1, help="Side of the tiles for --encoder, in pixels. By default its own."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run an --encoder that is a program, TorchScript.")
 ]
 Spacing_ = Annotated[
     float | None,
@@ -67,6 +88,15 @@ Mask = Annotated[
     str | None, typer.Option(help="What to read: GeoJSON polygons, or a PNG or TIFF mask.")
 ]
 NoMask = Annotated[bool, typer.Option("--no-mask", help="Read everything, background too.")]
+ExcludeQc = Annotated[
+    bool,
+    typer.Option(
+        "--exclude-qc", help="Leave out what is out of focus, pen, folded, cloud and the like."
+    ),
+]
+StainOption = Annotated[
+    Stain | None, typer.Option(help="Give a slide the stain of the reference slide.")
+]
 Heads = Annotated[
     list[str] | None,
     typer.Option("--head", help="features, classify or clusters; more than one may be given."),

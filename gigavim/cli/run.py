@@ -12,6 +12,8 @@ from gigavim.cli.options import (
     Bands,
     Debug,
     Device,
+    Encoder,
+    ExcludeQc,
     Heads,
     Images,
     Json,
@@ -25,6 +27,9 @@ from gigavim.cli.options import (
     Products,
     SourceSpacing,
     Spacing_,
+    StainOption,
+    Tile,
+    Trust,
     bytes_in,
     names_in,
     square,
@@ -39,6 +44,9 @@ def run(
         Path, typer.Option("--output", "-o", help="Folder for results, or NAME.gigavim.zarr.")
     ] = Path(),
     model: Model_ = None,
+    encoder: Encoder = None,
+    tile: Tile = None,
+    trust: Trust = False,
     spacing: Spacing_ = None,
     source_spacing: SourceSpacing = None,
     bands: Bands = None,
@@ -49,6 +57,8 @@ def run(
     seed: Annotated[int, typer.Option(help="Of the clustering.")] = 0,
     mask: Mask = None,
     no_mask: NoMask = False,
+    exclude_qc: ExcludeQc = False,
+    stain: StainOption = None,
     device: Device = "auto",
     precision: Annotated[
         Products, typer.Option(help="Of matrix products: bfloat16 is faster, and 1 % off.")
@@ -78,6 +88,9 @@ def run(
     log_to(log_file, quiet=quiet or as_json)
     config = RunConfig(
         model=model,
+        encoder=encoder,
+        tile=tile,
+        trust=trust,
         mode=None if mode is None else mode.value,
         spacing=spacing,
         source_spacing=square(source_spacing),
@@ -89,6 +102,8 @@ def run(
         precision=precision.value,
         mask=mask,
         read_all=no_mask,
+        exclude_qc=exclude_qc,
+        stain=None if stain is None else stain.value,
     )
     resources = Resources(
         device=device,
@@ -128,12 +143,17 @@ def run(
 def info(
     image: Annotated[str, typer.Argument(help="A slide or scene.")],
     model: Model_ = None,
+    encoder: Encoder = None,
+    tile: Tile = None,
+    trust: Trust = False,
     spacing: Spacing_ = None,
     source_spacing: SourceSpacing = None,
     bands: Bands = None,
     mode: ModeOption = None,
     mask: Mask = None,
     no_mask: NoMask = False,
+    exclude_qc: ExcludeQc = False,
+    stain: StainOption = None,
     device: Device = "auto",
     max_memory: MaxMemory = None,
     max_device_memory: MaxDeviceMemory = None,
@@ -146,12 +166,17 @@ def info(
 
     config = RunConfig(
         model=model,
+        encoder=encoder,
+        tile=tile,
+        trust=trust,
         mode=None if mode is None else mode.value,
         spacing=spacing,
         source_spacing=square(source_spacing),
         bands=names_in(bands),
         mask=mask,
         read_all=no_mask,
+        exclude_qc=exclude_qc,
+        stain=None if stain is None else stain.value,
     )
     resources = Resources(
         device=device,
