@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -22,11 +23,14 @@ from gigavim.georeference import Registration
 from gigavim.ngff import Colour, write_image, write_label
 from gigavim.sources.source import ReadError
 from gigavim.store.blocks import BlockLabels, BlockState, TokenBlock
+from gigavim.store.contents import contents_of, damage
 from gigavim.store.disk import writing
 from gigavim.store.identity import differences
 from gigavim.store.lock import StoreLock
 from gigavim.store.running import announced
 from gigavim.store.tables import write_table
+
+logger = logging.getLogger(__name__)
 
 
 class ResultStore:
@@ -45,7 +49,9 @@ class ResultStore:
 
     @classmethod
     def is_finished(cls, path: str | Path, attributes: Mapping[str, Any]) -> bool:
-        """Tell whether a run left all of its results here; takes milliseconds and no lock.
+        """Tell whether a run left all of its results here, and all of them are there still.
+
+        Takes milliseconds and no lock.
 
         Parameters
         ----------
@@ -63,7 +69,7 @@ class ResultStore:
         if group is None:
             return False
         _check_same_run(path, group, attributes)
-        return cls(path, group).complete
+        return _is_whole(path, group)
 
     @classmethod
     def create(
@@ -294,7 +300,7 @@ class ResultStore:
             What is known only now: times, peak memory.
         """
         with self._writing():
-            _update(self.group, **facts, status="written")
+            _update(self.group, **facts, contents=contents_of(self.path), status="written")
             _finish(self.path, self.group)
 
 
@@ -334,15 +340,15 @@ def _prepare(path: Path, attributes: Mapping[str, Any], *, force: bool) -> zarr.
     if group is not None:
         for leftover in path.rglob("*.partial"):
             leftover.unlink()
-        if force:
-            _update(group, status="running")
-            _clear(path)
-        else:
+        if not force:
             _check_same_run(path, group, attributes)
             if _attributes(group)["status"] == "written":
                 _finish(path, group)
-            if _attributes(group)["status"] == "complete":
+            if _is_whole(path, group):
                 return group
+        if force or _attributes(group)["status"] == "complete":
+            _update(group, status="running")
+            _clear(path)
     writer = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now()}
     marks = {**attributes, "status": "running", "writer": writer}
     if group is None:
@@ -351,6 +357,17 @@ def _prepare(path: Path, attributes: Mapping[str, Any], *, force: bool) -> zarr.
         group.attrs["gigavim"] = marks
     group.require_group("state")
     return group
+
+
+def _is_whole(path: Path, group: zarr.Group) -> bool:
+    """Tell whether a store is complete and has lost nothing since."""
+    marks = _attributes(group)
+    if marks["status"] != "complete":
+        return False
+    lost = damage(path, marks.get("contents", {}))
+    if lost is not None:
+        logger.warning("%s is damaged, and made again: %s", path, lost)
+    return lost is None
 
 
 def _finish(path: Path, group: zarr.Group) -> None:
