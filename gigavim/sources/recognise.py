@@ -1,0 +1,57 @@
+"""Which product a path is, if any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gigavim.sources.band_files import band_files_product, raster_files, raster_product
+from gigavim.sources.folder import open_folder
+from gigavim.sources.landsat import METADATA as LANDSAT_METADATA
+from gigavim.sources.landsat import is_landsat, landsat_product
+from gigavim.sources.products import Product
+from gigavim.sources.remote import is_remote, network
+from gigavim.sources.safe import METADATA as SAFE_METADATA
+from gigavim.sources.safe import is_safe, safe_product
+from gigavim.sources.stac import is_stac, stac_product
+
+
+def product_at(path: str) -> Product | None:
+    """Return the product that a path is; None where it is a single image, or a Zarr.
+
+    A product is a folder, zip or tar of rasters, its metadata file, a STAC item, or whatever lies
+    elsewhere.
+
+    Raises
+    ------
+    SourceError
+        If it is one that cannot be read.
+    """
+    if is_stac(path):
+        return stac_product(path)
+    if is_remote(path):
+        return single_raster(path)
+    name = Path(path).name
+    if SAFE_METADATA.fullmatch(name) or LANDSAT_METADATA.fullmatch(name):
+        path = str(Path(path).parent)
+    folder = open_folder(path)
+    if folder is None:
+        return None
+    if is_safe(folder):
+        return safe_product(folder)
+    if is_landsat(folder):
+        return landsat_product(folder)
+    if raster_files(folder):
+        return band_files_product(folder)
+    return None
+
+
+def single_raster(path: str) -> Product:
+    """Take one raster for a product.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be read or reached.
+    """
+    with network((path,)):
+        return raster_product(path)
