@@ -60,6 +60,8 @@ def run_image(
     force: bool = False,
     command: Sequence[str] = (),
     progress: Progress | None = None,
+    copy: Path | None = None,
+    batch: str | None = None,
 ) -> Summary:
     """Map one image, or take up its run where it stopped.
 
@@ -74,6 +76,10 @@ def run_image(
     progress
         Told after each block and chunk that is committed; what it raises ends the run there, and
         the same call takes it up.
+    copy
+        A copy of the image that is quicker to read; the store is of the image all the same.
+    batch
+        Which batch this is part of. What it has begun is taken up, also with ``force``.
 
     Raises
     ------
@@ -84,14 +90,15 @@ def run_image(
     stages = Stages()
     with stages.measure("open"):
         device = pick_device(resources.device)
-        setup = set_up(path, config, device)
+        setup = set_up(str(copy or path), config, device)
         scan = scan_backend(device, torch.float32)
         if scan.name in ("torch", "reference"):
             logger.warning("the scan is slow here: %s; `gigavim doctor` has the fix", scan.reason)
         products = product_precision(device, config.precision)
         if products.precision != config.precision:
             logger.warning("products are computed in %s: %s", products.precision, products.reason)
-        attributes = _attributes(setup, command)
+        attributes = _attributes(setup, path, command) | {"batch": batch}
+        force = force and not (batch and ResultStore.batch_of(store_path) == batch)
     if not force and ResultStore.is_finished(store_path, attributes):
         return Summary(path, "skipped", store=str(store_path))
     if setup.mode == "tiles" and (resources.workers or resources.scheduler):
@@ -176,7 +183,7 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
+def _attributes(setup: Setup, path: str, command: Sequence[str]) -> dict[str, Any]:
     """Say what the store is of; `configuration`, `model` and `source` make the run what it is."""
     config, source, grid = setup.config, setup.source, setup.grid
     configuration = config.as_dict() | {"order": setup.order, "mode": setup.mode}
@@ -195,7 +202,7 @@ def _attributes(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
             **_reading_tiles(setup.model.spec),
         },
         "source": {
-            "uri": str(Path(source.path).absolute()),
+            "uri": str(Path(path).absolute()),
             "reader": source.reader,
             "kind": source.kind,
             "height": source.levels[0].height,

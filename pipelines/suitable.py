@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from gigavim.models import shipped, weights_path
 from gigavim.sources import Source
 from gigavim.stain import stain_shares
 from gigavim.tile_encoder import lend, load_tile_encoder
+
+Stamp = tuple[int, int] | None
+"""Size of a file, and when it was changed, in nanoseconds."""
 
 RGB = ("red", "green", "blue")
 FINE_UM = 0.55
@@ -44,27 +49,53 @@ def chosen_model(source: Source, config: RunConfig, device: str) -> Model:
         If a model or tile encoder cannot be loaded, they do not belong together, or nothing says at
         which spacing tiles are read.
     """
-    if config.encoder is None:
-        if config.tile is not None or config.trust:
-            raise ModelError("--tile and --trust are of a tile encoder; name one with --encoder")
-        model = load_model(config.model or default_model(source, config.spacing), device)
-        if model.spec.tiles is not None:
-            raise ModelError(
-                f"{model.path} reads features of {model.spec.tiles.name} "
-                f"({model.spec.tiles.sha256[:12]}); pass this file with --encoder"
-            )
-        return model
-    tiles = load_tile_encoder(config.encoder, device, tile=config.tile, trust=config.trust)
-    model = tiles
-    if config.model is not None:
-        model = load_model(config.model, device)
-        lend(tiles, model)
-    if model.spec.spacing is None and config.spacing is None:
+    if config.encoder is None and (config.tile is not None or config.trust):
+        raise ModelError("--tile and --trust are of a tile encoder; name one with --encoder")
+    name = config.model
+    if name is None and config.encoder is None:
+        name = default_model(source, config.spacing)
+    stamps = _stamp(name), _stamp(config.encoder)
+    model = _load(name, config.encoder, config.tile, config.trust, device, stamps)
+    if config.encoder is None and model.spec.tiles is not None:
+        raise ModelError(
+            f"{model.path} reads features of {model.spec.tiles.name} "
+            f"({model.spec.tiles.sha256[:12]}); pass this file with --encoder"
+        )
+    if config.encoder is not None and model.spec.spacing is None and config.spacing is None:
         raise ModelError(
             f"{config.encoder} does not say which spacing it was trained at; pass --spacing, as in "
             "--spacing 0.5, or write it beside it"
         )
     return model
+
+
+@functools.lru_cache(maxsize=2)
+def _load(
+    name: str | None,
+    encoder: str | None,
+    tile: int | None,
+    trust: bool,
+    device: str,
+    stamps: tuple[Stamp, Stamp],
+) -> Model:
+    """Load a model, once for many images; ``stamps`` tell when a file is another."""
+    if encoder is None:
+        assert name is not None
+        return load_model(name, device)
+    tiles = load_tile_encoder(encoder, device, tile=tile, trust=trust)
+    if name is None:
+        return tiles
+    model = load_model(name, device)
+    lend(tiles, model)
+    return model
+
+
+def _stamp(name: str | None) -> Stamp:
+    """Return what changes with a file; None for one that has another name here, or is not there."""
+    if name is None or not Path(name).is_file():
+        return None
+    about = Path(name).stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def default_model(source: Source, spacing: float | None = None) -> str:

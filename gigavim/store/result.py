@@ -111,6 +111,14 @@ class ResultStore:
         return cls(path, group, lock)
 
     @classmethod
+    def batch_of(cls, path: str | Path) -> str | None:
+        """Return the batch that began the run of a store, None where there is none."""
+        path = Path(path)
+        with writing(path):
+            group = _open(path, "r")
+        return None if group is None else _attributes(group).get("batch")
+
+    @classmethod
     def open(cls, path: str | Path) -> ResultStore:
         """Open a store for reading, complete or not.
 
