@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,23 +57,25 @@ class GatedAttention(nn.Module):
         return logits
 
 
+class Attended(NamedTuple):
+    """What attention makes of an image."""
+
+    scores: NDArray[np.float32]
+    """Probabilities of the classes, shape (K,)."""
+    attention: NDArray[np.float32]
+    """Weight of each token, 0 for those that do not count; their sum is 1; shape (n,)."""
+    vector: NDArray[np.float32]
+    """The weighted mean of the features, which is what is classified, shape (D,)."""
+
+
 @torch.inference_mode()
-def attend(
-    head: GatedAttention, features: Rows, valid: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def attend(head: GatedAttention, features: Rows, valid: NDArray[np.bool_]) -> Attended:
     """Classify an image by features that may be longer than memory; they are read twice.
 
     Parameters
     ----------
     valid
         Which of the features count, shape (n,); at least one.
-
-    Returns
-    -------
-    scores
-        Probabilities of the classes, shape (K,).
-    attention
-        Weight of each token, 0 for those that do not count; their sum is 1; shape (n,).
     """
     device = head.weigh.weight.device
 
@@ -89,4 +92,4 @@ def attend(
         # What could not be read may be anything, NaN as well.
         mean += attention[rows].float().to(device) @ part.nan_to_num()
     scores = head.classify(mean).softmax(-1)
-    return scores.cpu().numpy(), attention.float().numpy()
+    return Attended(scores.cpu().numpy(), attention.float().numpy(), mean.cpu().numpy())

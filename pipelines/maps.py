@@ -152,9 +152,10 @@ def _classify(plan: Plan, store: ResultStore) -> list[ClassMap]:
     encoder, table = plan.setup.model.encoder, plan.setup.model.spec.classes
     if plan.setup.model.bag is not None:
         readable = store.values("tokens/valid") > 0
-        score, attention = attend(plan.setup.model.bag, store.array("tokens/features"), readable)
-        store.write_array("image/scores", score)
-        store.write_array("tokens/attention", attention)
+        seen = attend(plan.setup.model.bag, store.array("tokens/features"), readable)
+        store.write_array("image/scores", seen.scores)
+        store.write_array("image/vector", seen.vector)
+        store.write_array("tokens/attention", seen.attention)
         return []
     parts: Iterable[NDArray[np.float32]]
     if plan.tile is None:

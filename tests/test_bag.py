@@ -31,7 +31,7 @@ def test_a_token_that_tells_more_counts_more() -> None:
     features = np.zeros((5, 8), np.float32)
     features[3, 0] = 2.0
 
-    _, attention = attend(head, features, np.ones(5, np.bool_))
+    attention = attend(head, features, np.ones(5, np.bool_)).attention
 
     # Gates of 0.5: exp(4 * 10 * tanh(2) / 2) to 1.
     np.testing.assert_allclose(attention, [0, 0, 0, 1, 0], atol=1e-6)
@@ -46,9 +46,10 @@ def test_features_read_in_parts_give_what_they_give_at_once(
     valid = np.arange(30) % 3 > 0
     features[0] = np.nan
 
-    scores, attention = attend(head, features, valid)
+    scores, attention, vector = attend(head, features, valid)
 
     expected = head(torch.from_numpy(features[valid])[None])[0].softmax(-1)
     np.testing.assert_allclose(scores, expected.detach().numpy(), rtol=1e-5)
     assert attention[~valid].max() == 0
     np.testing.assert_allclose(attention.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(vector, attention @ np.nan_to_num(features), rtol=1e-4, atol=1e-6)

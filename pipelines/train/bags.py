@@ -53,7 +53,10 @@ class Bags:
         (row,) = rows
         with ResultStore.open(self.stores[row]) as store:
             valid = store.values("tokens/valid") > 0
-            features = store.values("tokens/features")[valid]
+            # In raster order, whatever the store's.
+            index = store.values("tokens/grid_index")[valid]
+            order = np.lexsort((index[:, 1], index[:, 0]))
+            features = store.values("tokens/features")[valid][order]
         return torch.from_numpy(features.astype(np.float32))[None], torch.from_numpy(
             self.labels[rows]
         )
@@ -213,7 +216,7 @@ def _measure(model: Model, listed: Sequence[ListedImage], device: str) -> Figure
         for path in bags.stores:
             with ResultStore.open(path) as store:
                 valid = store.values("tokens/valid") > 0
-                scores.append(attend(model.bag, store.array("tokens/features"), valid)[0])
+                scores.append(attend(model.bag, store.array("tokens/features"), valid).scores)
     groups = [each.tile.group for each in listed]
     probs = torch.from_numpy(np.stack(scores))
     return figures_of(probs, torch.from_numpy(bags.labels), groups, classes.names)

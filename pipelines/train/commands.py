@@ -18,6 +18,7 @@ from gigavim.pipelines.train.listing import names_annotations
 from gigavim.pipelines.train.patch_classifier import evaluate_annotated, train_annotated
 from gigavim.pipelines.train.project import Project, project_of
 from gigavim.pipelines.train.split import split_by_group, split_of
+from gigavim.pipelines.train.stored import evaluate_stored, names_stores, train_stored
 from gigavim.pipelines.train.tiles import read_tiles, with_splits
 
 
@@ -79,6 +80,14 @@ def train(
         )  # fmt: skip
     begun = None if start is None else load_model(start)
     if project.task == "bags" or names_annotations(project):
+        if project.task == "bags" and names_stores(project):
+            if begun is not None:
+                raise GigavimError("features are stored, and their encoder known; leave out --from")
+            return train_stored(
+                project, output,
+                device=device, precision=precision, tensorboard=tensorboard, progress=progress,
+                force=force,
+            )  # fmt: skip
         begin = train_bags if project.task == "bags" else train_annotated
         return begin(
             project, output, begun,
@@ -113,6 +122,9 @@ def evaluate(model: str | Path, data: str | Path) -> dict[str, Any]:
         figures = test_figures(loaded, read_nuclei(Path(data))["test"])
         return {"model": str(loaded.path), "split": "test", **figures.as_dict()}
     project = project_of(data)
+    if loaded.spec.tiles is not None:
+        which, figures = evaluate_stored(loaded, project)
+        return {"model": str(loaded.path), "split": which, **figures.as_dict()}
     if loaded.bag is not None or names_annotations(project):
         compare = evaluate_annotated if loaded.bag is None else evaluate_bags
         which, figures = compare(loaded, project)
