@@ -6,6 +6,7 @@ times over. A block's patches need not be neighbours in the sequence: `embed` tr
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.geometry import Block, Grid, Window
-from gigavim.sources import Plane, ReadError
+from gigavim.sources import Pixels, Plane, ReadError
+from gigavim.stain_normalisation import StainTransform
 
 LEVEL_SIDE = 4096
 """At most this many level pixels to a side are read at once: 50 MB of RGB."""
@@ -71,13 +73,15 @@ class PatchReader:
     """Per band of the source."""
     std: tuple[float, ...]
     """Per band of the source."""
+    stain: StainTransform | None = None
+    """Gives a slide the stain of another, before anything else sees its pixels."""
 
     def __call__(self, patch_block: PatchBlock) -> Patches:
         """Read one block."""
         start = time.perf_counter()
         block, cells = patch_block.block, patch_block.cells
         window = self.grid.window(block.row, block.column, block.rows, block.columns)
-        pixels = self.plane.read(window)
+        pixels = self._read(window)
         patch, stride = self.grid.patch, self.grid.stride
         values = np.lib.stride_tricks.sliding_window_view(pixels.values, (patch, patch), (0, 1))
         # (rows, columns, band, patch, patch), then the patches asked for with the band last
@@ -113,12 +117,18 @@ class PatchReader:
         valid
             Shape (height, width).
         """
-        read = self.plane.read(window)
+        read = self._read(window)
         mean, std = (np.asarray(per_band, np.float32) for per_band in (self.mean, self.std))
         normalised = np.zeros((*read.valid.shape, self.bands), np.float32)
         normalised[..., list(self.slots)] = (read.values * np.float32(self.scale) - mean) / std
         normalised *= read.valid[..., None]
         return normalised, read.valid
+
+    def _read(self, window: Window) -> Pixels:
+        pixels = self.plane.read(window)
+        if self.stain is None:
+            return pixels
+        return dataclasses.replace(pixels, values=self.stain(pixels.values))
 
 
 def block_side(plane: Plane, grid: Grid, multiple: int = 1) -> int:

@@ -85,6 +85,7 @@ def print_summary(summary: Summary) -> None:
             "read": f"{summary.tokens:,} patches at {_spacing(summary.spacing, summary.unit)}, "
             f"from {summary.megapixels:,.0f} megapixels",
             "problems": _problems(summary),
+            "quality": "; ".join(summary.faults),
             "image": ", ".join(
                 f"{name} {score:.0%}" for name, score in summary.scores.items() if score >= 0.05
             ),

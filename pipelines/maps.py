@@ -17,6 +17,7 @@ from gigavim.georeference import Registration
 from gigavim.head import ROWS_AT_ONCE, ClassTable, clusters, probabilities
 from gigavim.ngff import coded, create_level, finish_probabilities
 from gigavim.pipelines.plan import Plan
+from gigavim.quality import Quality
 from gigavim.store import ResultStore
 from gigavim.store.disk import writing
 from gigavim.store.windows import SIDE
@@ -94,12 +95,15 @@ def image_scores(plan: Plan, store: ResultStore) -> dict[str, float]:
     return dict(zip(table.names, store.values("image/scores").tolist(), strict=True))
 
 
-def write_maps(plan: Plan, store: ResultStore, maps: Sequence[ClassMap]) -> None:
-    """Write the foreground and each map to the store, as label pyramids."""
+def write_maps(
+    plan: Plan, store: ResultStore, maps: Sequence[ClassMap], quality: Quality
+) -> None:
+    """Write the foreground, what is wrong with the image and each map, as label pyramids."""
     registration = Registration.of(plan.setup.grid, plan.setup.source)
     read = plan.sequence.scatter(store.values("tokens/valid"), 0)
     names, colours = FOREGROUND.names, FOREGROUND.colours
     store.write_label_map("foreground", read, names, colours, registration)
+    store.write_label_map("qc", quality.labels, quality.names, quality.colours, registration)
     for made in maps:
         layout = plan.sequence.scatter(made.labels, 0)
         names, colours = made.table.names, made.table.colours

@@ -26,10 +26,12 @@ from gigavim.patches import (
     tile_blocks,
 )
 from gigavim.pipelines.suitable import chosen_model, misfits
+from gigavim.quality import Quality, examine, exclude_qc
 from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source
 from gigavim.sources.bands import select_bands
 from gigavim.sources.plane import no_spacing
+from gigavim.stain_normalisation import stain_transform
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class Plan:
     reader: PatchReader
     blocks: tuple[PatchBlock, ...]
     """What is read at once, in the order of reading."""
+    quality: Quality | None = None
+    """What is wrong with the image, where it is left out."""
     warnings: tuple[str, ...] = ()
     """In what the image is outside of what the model was trained for."""
 
@@ -160,6 +164,10 @@ def make_plan(setup: Setup) -> Plan:
     """
     config, source, plane, grid = setup.config, setup.source, setup.plane, setup.grid
     found = foreground(source, grid, mask=config.mask, read_all=config.read_all)
+    quality = None
+    if config.exclude_qc:
+        quality = examine(source, grid, found)
+        found = exclude_qc(found, quality)
     if not found.any():
         what = "no tissue" if source.kind == "slide" else "no valid pixel"
         raise SourceError(
@@ -176,11 +184,15 @@ def make_plan(setup: Setup) -> Plan:
     else:
         blocks = tuple(tile_blocks(grid, found, block_side(plane, grid, tile), tile))
     mean, std = _normalisation(setup)
+    stain = None if config.stain is None else stain_transform(source, config.stain)
     return Plan(
         setup,
         PatchSequence.from_foreground(grid, found, setup.order),
-        PatchReader(plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std),
+        PatchReader(
+            plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std, stain
+        ),
         blocks,
+        quality,
         warnings,
     )
 

@@ -96,6 +96,10 @@ class Summary:
     """``mm²`` for a slide, ``km²`` for a scene."""
     area_unknown: str | None = None
     """Why there are no areas, where there is a map."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """Share of the foreground that each fault has: out of focus, pen, cloud and the like."""
+    faults: tuple[str, ...] = ()
+    """The same in words; also what could not be looked for, and why."""
     warnings: tuple[str, ...] = ()
     """In what the image is outside of what the model was trained for."""
     nuclei: int | None = None

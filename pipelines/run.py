@@ -44,6 +44,7 @@ from gigavim.pipelines.report import Progress, Silent, Stages, Summary, peak_mem
 from gigavim.pipelines.share import Mixed as SharedMixed
 from gigavim.pipelines.stream import reader_pool
 from gigavim.precision import product_precision, products_in
+from gigavim.quality import examine
 from gigavim.qupath import qupath_origin
 from gigavim.store import ResultStore, fingerprint
 from gigavim.streamed import Mixed, rows_of, sweeps_of
@@ -115,6 +116,9 @@ def run_image(
         if store.complete:
             return Summary(path, "skipped", store=str(store_path))
         resumed = any(store.block_done(block.number) for block in plan.blocks)
+        with stages.measure("quality"):
+            here = plan.sequence.scatter(np.ones(len(plan.sequence), np.uint8), 0) > 0
+            quality = plan.quality or examine(setup.source, setup.grid, here)
         with products_in(config.precision, device):
             megapixels = _fill(plan, store, resources, memory, stages, recorded)
         recorded.begin("classifying")
@@ -122,7 +126,7 @@ def run_image(
             maps = apply_heads(plan, store)
         recorded.begin("writing")
         with stages.measure("write"):
-            write_maps(plan, store, maps)
+            write_maps(plan, store, maps, quality)
             found: dict[str, Any] = write_pictures(plan, store_path, maps[0]) if maps else {}
         if "nuclei" in setup.heads:
             with products_in(config.precision, device):
@@ -153,12 +157,16 @@ def run_image(
             class_areas=areas,
             area_unit=cells.unit if cells else None,
             area_unknown=cells.unknown if cells else None,
+            quality=quality.shares,
+            faults=quality.found,
             warnings=plan.warnings,
         )
         store.finish(
             seconds=summary.seconds,
             stages=summary.stages,
             peak_memory_bytes=summary.peak_memory_bytes,
+            quality={"shares": quality.shares, "found": list(quality.found)},
+            warnings=list(plan.warnings),
         )
     return summary
 

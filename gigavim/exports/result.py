@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 32_768
 NUCLEI = "nuclei"
 # Maps that say most come first.
 _PREFERRED = ("classify", "clusters")
-_LAST = (NUCLEI, "foreground")
+_LAST = (NUCLEI, "qc", "foreground")
 
 
 @dataclass(frozen=True, eq=False)

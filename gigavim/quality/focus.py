@@ -8,6 +8,8 @@ spacing and only where there is structure.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,9 +23,11 @@ SPACING_UM = 1.0
 COARSEST_UM = 0.75
 """Of level 0: a slide that is coarser is less sharp at `SPACING_UM` by its scanning already."""
 CELL = 128
-"""Side of the squares that are judged, in µm."""
+"""Side of the squares that are judged, in µm, if they are not too many."""
+MOST_CELLS = 4096
+"""On a large slide the squares are larger: a second or so tells of any."""
 SAMPLE = 64
-"""Side of what is read in the middle of each, in µm: a quarter of its area."""
+"""Side of what is read in the middle of each, in µm."""
 LEAST_SHARPNESS = 0.70
 """Below it a cell is out of focus.
 
@@ -74,11 +78,13 @@ def out_of_focus(source: Source, grid: Grid, tissue: Mask) -> NDArray[np.bool_] 
     if spacing is None or max(spacing.y, spacing.x) > COARSEST_UM:
         return None
     plane = Plane.at(source, SPACING_UM)
+    area = finest.height / plane.ratio_y * finest.width / plane.ratio_x
+    side = max(CELL, math.ceil(math.sqrt(area / MOST_CELLS)))
     cells = Grid.over(
-        finest.height, finest.width, patch=CELL, ratio_y=plane.ratio_y, ratio_x=plane.ratio_x
+        finest.height, finest.width, patch=side, ratio_y=plane.ratio_y, ratio_x=plane.ratio_x
     )
     sharp = np.full(cells.shape, np.nan)
-    margin = (CELL - SAMPLE) // 2
+    margin = (side - SAMPLE) // 2
     for row, column in np.argwhere(covered(tissue, cells)):
         cell = cells.window(row, column)
         pixels = plane.read(Window(cell.y + margin, cell.x + margin, SAMPLE, SAMPLE))

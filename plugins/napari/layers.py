@@ -19,9 +19,9 @@ from gigavim.plugins.napari.pyramids import (
     rgba_pyramid,
     value_pyramid,
 )
-from gigavim.plugins.napari.results import FOREGROUND, Results
+from gigavim.plugins.napari.results import FAULTS, FOREGROUND, Results
 from gigavim.plugins.napari.world import Affine, layer_affine, layer_units, world_of_level0
-from gigavim.sources import Pixels, Source, open_source
+from gigavim.sources import Pixels, Source, open_source, reopen
 from gigavim.sources.source import RGB
 from gigavim.views.rgb import Stretch
 
@@ -56,7 +56,7 @@ def image_layers(path: str, results: Results | None = None) -> list[LayerData]:
     source = open_source(path, bands=asked)
 
     def narrowed(indices: Sequence[int]) -> Source:
-        return open_source(path, bands=[asked[i] if asked else str(i + 1) for i in indices])
+        return reopen(source, [asked[i] if asked else source.bands[i].name for i in indices])
 
     if results is None:
         spacing = source.spacing or Spacing(1, 1, "pixel", "not known")
@@ -100,8 +100,9 @@ def image_layers(path: str, results: Results | None = None) -> list[LayerData]:
 def result_layers(results: Results) -> list[LayerData]:
     """Show the first class map of a store and, hidden beneath it, all that there is."""
     layers = []
-    if FOREGROUND in results.label_maps:
-        layers.append(_class_layer(results, FOREGROUND, "foreground", is_visible=False))
+    for name, kind in ((FOREGROUND, "foreground"), (FAULTS, "mask")):
+        if name in results.label_maps:
+            layers.append(_class_layer(results, name, kind, is_visible=False))
     for name in results.value_maps:
         layers += _value_layers(results, name)
     if "objects" in results.store.group:

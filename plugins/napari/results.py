@@ -21,6 +21,7 @@ from gigavim.sources import open_source
 from gigavim.store import ResultStore, fingerprint
 
 FOREGROUND = "foreground"
+FAULTS = "qc"
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +217,7 @@ def open_results(path: str | Path, source: str | Path | None = None) -> Results:
         raise StoreError(f"{path} is damaged: it lacks {error}; run again with --force") from error
     return Results(
         store, where, world_of_level0(own, transform), own.unit,
-        tuple(head for head in heads if head != FOREGROUND),
+        tuple(head for head in heads if head not in (FOREGROUND, FAULTS)),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def changed(result: Result, folder: Path, part: str, **about: Any) -> Result:
 
 
 def test_the_map_that_says_most_comes_first(scene: Result) -> None:
-    assert scene.heads() == ("classify", "clusters", "foreground")
+    assert scene.heads() == ("classify", "clusters", "qc", "foreground")
     assert scene.layer().name == "classify"
 
 
