@@ -51,6 +51,9 @@ def write_store(
         store.write_array("tokens/coords", grid.coords(index))
         if not finished:
             return path
+        sure = np.eye(len(NAMES), dtype=np.float16)[labels[labels > 0] - 1]
+        store.write_array("tokens/probs", sure)
+        store.write_array("tokens/valid", np.ones(len(index), np.uint8))
         registration = Registration.of(grid, source)
         present = (labels > 0).astype(np.uint8)
         store.write_label_map("foreground", present, ("foreground",), ((9, 9, 9),), registration)

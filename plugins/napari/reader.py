@@ -41,8 +41,9 @@ def get_reader(path: str | list[str]) -> Reader | None:
         return _read if is_tiff else None
     finest = source.levels[0]
     is_large = max(finest.height, finest.width) >= LARGE
-    is_ours = len(source.levels) > 1 or source.kind == "scene" or is_large
-    return _read if is_ours else None
+    is_placed = source.crs is not None
+    is_pyramid = len(source.levels) > 1 or source.reader == "zarr"
+    return _read if is_large or is_placed or is_pyramid else None
 
 
 def _read(path: str | list[str]) -> list[tuple[Any, ...]]:

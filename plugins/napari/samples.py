@@ -8,8 +8,8 @@ from pathlib import Path
 import napari
 import numpy as np
 import pooch
-from napari.qt.threading import create_worker
 
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.layers import LayerData, never_wait
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.reading import open_path
@@ -30,9 +30,9 @@ def sample_scene() -> list[LayerData]:
     return _show("scene.tif", lambda path: make_scene(path, shape=SCENE_SHAPE))
 
 
-def _show(name: str, make: Callable[[Path], None]) -> list[LayerData]:
+def _show(file: str, make: Callable[[Path], None]) -> list[LayerData]:
     """Return the layers of a sample that is there; make another in the background, and show it."""
-    path = Path(pooch.os_cache("gigavim"), "samples", name)
+    path = Path(pooch.os_cache("gigavim"), "samples", file)
     path.parent.mkdir(parents=True, exist_ok=True)
     viewer = napari.current_viewer()
     if viewer is None and not path.exists():
@@ -43,17 +43,20 @@ def _show(name: str, make: Callable[[Path], None]) -> list[LayerData]:
             attach(viewer)
             never_wait(layers)
         return layers
-    # Of a sample napari wants a layer at once: one that says what will be there.
-    waiting = f"{path.stem}: being made, once"
+    # napari wants a layer of a sample at once: one that says what will be there.
+    name = f"{path.stem}: being made, once"
 
     def end() -> None:
-        if waiting in viewer.layers:
-            viewer.layers.remove(waiting)
-        if path.exists():
-            viewer.open(str(path), plugin="gigavim")
+        if name in viewer.layers:
+            viewer.layers.remove(name)
 
-    worker = create_worker(make, path, _progress={"desc": waiting})
-    worker.errored.connect(notify)
-    worker.finished.connect(end)
-    worker.start()
-    return [(np.zeros((0, 2)), {"name": waiting}, "points")]
+    def show(_: None) -> None:
+        end()
+        viewer.open(str(path), plugin="gigavim")
+
+    def fail(error: Exception) -> None:
+        end()
+        notify(error)
+
+    in_background(lambda: make(path), show, fail)
+    return [(np.zeros((0, 2)), {"name": name}, "points")]

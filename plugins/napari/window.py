@@ -68,7 +68,7 @@ def load_view(viewer: Any) -> None:
 
 
 def open_viewer(paths: Sequence[str], source: str | None = None) -> Any:
-    """Open images and results in a new window.
+    """Open images and results in a new window, with the dock of results beside them.
 
     Parameters
     ----------
@@ -89,6 +89,8 @@ def open_viewer(paths: Sequence[str], source: str | None = None) -> Any:
         for data in found.layers:
             viewer.add_layer(window_layer(data))
         announce(found, viewer)
+    if any(found.results for found in opened):
+        viewer.window.add_plugin_dock_widget("gigavim", "Results")
     return viewer
 
 
