@@ -51,13 +51,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TileEncoder:
     """The network that makes features of tiles, which a model takes in place of their pixels."""
 
-    name: str
+    name: str = field(compare=False)
     """For people: the stem of its file, or its name in timm."""
     sha256: str
     """Of its file, in hexadecimal; of the names and values of its weights where it has none."""
     pool: Literal["none", "first", "mean"] = "none"
     """How a tile's feature is read out: the network does it, (b, F); it is the ``first`` of its
     tokens, (b, n, F); or their ``mean``, also that of a map, (b, F, h, w)."""
+    network: str = ""
+    """What timm calls it, and with which arguments it was made; empty for a program."""
 
 
 @dataclass(frozen=True, slots=True)

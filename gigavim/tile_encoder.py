@@ -33,6 +33,9 @@ TIMM = "timm:"
 """What the name of a network of timm, with its published weights, begins with."""
 AT_ONCE = 64
 """Tiles that a network sees together."""
+_OF_TILES = ("tile", "bands", "scale", "mean", "std")
+LARGEST = torch.finfo(torch.float16).max
+"""Number that a store can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ class Description:
     training_data: str = ""
     licence: str = ""
 
+    @property
+    def called(self) -> str:
+        """The network with its arguments, as text."""
+        given = [f"{name}={value!r}" for name, value in sorted(self.arguments.items())]
+        return "" if self.network is None else f"{self.network}({', '.join(given)})"
+
     @classmethod
     def beside(cls, path: Path) -> Description:
         """Read the description of a file of weights; an empty one where there is none.
@@ -73,7 +82,7 @@ class Description:
         ModelError
             If it cannot be understood.
         """
-        about = path.with_suffix(".toml")
+        about = description_of(path)
         if not about.is_file():
             return cls()
         try:
@@ -98,7 +107,13 @@ class _Pooled(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return features, shape (b, F), of normalised pixels, shape (b, band, T, T)."""
         parts = torch.split(images, AT_ONCE)
-        return torch.cat([self._read_out(self.network(part)) for part in parts])
+        made = torch.cat([self._read_out(self.network(part)) for part in parts])
+        if not bool((made.abs() <= LARGEST).all()):
+            raise ModelError(
+                f"the tile encoder made a feature that is no number up to {LARGEST:.0f}, as stores "
+                "hold them; check its mean and std, and those of its bands"
+            )
+        return made
 
     def _read_out(self, made: Tensor) -> Tensor:
         if self.pool == "first":
@@ -154,7 +169,7 @@ def load_tile_encoder(
     if missing or about.tile is None or about.mean is None or about.std is None:
         raise ModelError(
             f"{text} does not say its {' and '.join(missing)}; write them in "
-            f"{path.with_suffix('.toml').name} beside it, as in {missing[0]} = "
+            f"{description_of(path).name} beside it, as in {missing[0]} = "
             f"{'224' if missing[0] == 'tile' else '[0.5, 0.5, 0.5]'}"
         )
     if not any(True for _ in network.parameters()):
@@ -166,12 +181,15 @@ def load_tile_encoder(
         width=width, features=width, depth=0, classes=0, class_token="none", position="none",
         norm="none",
     )  # fmt: skip
-    spec = ModelSpec(
-        config, scale=about.scale, mean=about.mean, std=about.std, bands=about.bands,
-        spacing=about.spacing, unit=about.unit if about.spacing else None, tile=about.tile,
-        mode="tiles", tiles=TileEncoder(path.stem, sha256, about.pool),
-        training_data=about.training_data, licence=about.licence,
-    )  # fmt: skip
+    try:
+        spec = ModelSpec(
+            config, scale=about.scale, mean=about.mean, std=about.std, bands=about.bands,
+            spacing=about.spacing, unit=about.unit if about.spacing else None, tile=about.tile,
+            mode="tiles", tiles=TileEncoder(path.stem, sha256, about.pool, about.called),
+            training_data=about.training_data, licence=about.licence,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ModelError(f"{text}: {error}; correct {description_of(path).name}") from error
     encoder = VisionMamba(config).eval()
     assert isinstance(encoder.patch_embed, TileEmbedding)
     encoder.patch_embed.network = network
@@ -198,13 +216,20 @@ def lend(tiles: Model, model: Model) -> None:
             f"({wanted.tiles.sha256[:12]}), and {tiles.path} is another encoder "
             f"({found.tiles.sha256[:12]}); pass the one that it was trained on"
         )
-    for name in ("tile", "bands", "scale", "mean", "std"):
-        if getattr(wanted, name) != getattr(found, name):
+    pairs = [(n, getattr(wanted, n), getattr(found, n)) for n in _OF_TILES]
+    pairs += [(n, getattr(wanted.tiles, n), getattr(found.tiles, n)) for n in ("pool", "network")]
+    for name, before, now in pairs:
+        if before != now:
             raise ModelError(
-                f"{model.path} was trained with {name} {getattr(wanted, name)}, and {tiles.path} "
-                f"has {getattr(found, name)}; describe it as it was"
+                f"{model.path} was trained with {name} {before}, and {tiles.path} has {now}; "
+                "describe it as it was"
             )
     embedding.network = lent.network
+
+
+def description_of(path: Path) -> Path:
+    """Return where the `Description` of a file of weights is looked for."""
+    return path.parent / f"{path.stem}.toml"
 
 
 def is_torchscript(path: Path) -> bool:
@@ -240,8 +265,10 @@ def _of_timm(about: Description, weights: Path | None, name: str) -> tuple[nn.Mo
     if about.network is None:
         raise ModelError(
             f'{name} does not say what it is the weights of; write network = "NAME", as timm '
-            f"calls it, in {Path(name).with_suffix('.toml').name} beside it"
+            f"calls it, in {description_of(Path(name)).name} beside it"
         )
+    published = weights is None
+    given = {} if weights is None else load_weights(weights)
     try:
         import timm
     except (ModuleNotFoundError, RuntimeError) as error:
@@ -252,15 +279,13 @@ def _of_timm(about: Description, weights: Path | None, name: str) -> tuple[nn.Mo
         ) from error
     try:
         arguments = {"num_classes": 0, **about.arguments}
-        network: nn.Module = timm.create_model(
-            about.network, pretrained=weights is None, **arguments
-        )
+        network: nn.Module = timm.create_model(about.network, pretrained=published, **arguments)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         fault = str(error).strip().partition("\n")[0]
         raise ModelError(f"{name}: timm makes no {about.network} ({fault}); check it") from error
     own: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     if weights is not None:
-        _take(network, load_weights(weights), own.get("classifier"), weights)
+        _take(network, given, own.get("classifier"), weights)
     return network, dataclasses.replace(
         about,
         tile=about.tile or own["input_size"][-1],

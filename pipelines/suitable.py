@@ -18,7 +18,7 @@ from gigavim.georeference import Registration
 from gigavim.models import shipped, weights_path
 from gigavim.sources import Source
 from gigavim.stain import stain_shares
-from gigavim.tile_encoder import lend, load_tile_encoder
+from gigavim.tile_encoder import description_of, lend, load_tile_encoder
 
 Stamp = tuple[int, int] | None
 """Size of a file, and when it was changed, in nanoseconds."""
@@ -54,7 +54,8 @@ def chosen_model(source: Source, config: RunConfig, device: str) -> Model:
     name = config.model
     if name is None and config.encoder is None:
         name = default_model(source, config.spacing)
-    stamps = _stamp(name), _stamp(config.encoder)
+    about = config.encoder and str(description_of(Path(config.encoder)))
+    stamps = _stamp(name), _stamp(config.encoder), _stamp(about)
     model = _load(name, config.encoder, config.tile, config.trust, device, stamps)
     if config.encoder is None and model.spec.tiles is not None:
         raise ModelError(
@@ -76,7 +77,7 @@ def _load(
     tile: int | None,
     trust: bool,
     device: str,
-    stamps: tuple[Stamp, Stamp],
+    stamps: tuple[Stamp, ...],
 ) -> Model:
     """Load a model, once for many images; ``stamps`` tell when a file is another."""
     if encoder is None:

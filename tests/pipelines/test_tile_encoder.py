@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tifffile
 import torch
 import zarr
@@ -165,8 +166,6 @@ def test_a_program_is_run_on_demand_alone(encoder: Path, tmp_path: Path) -> None
 
 
 def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
-
     class Runs:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "ran",)
@@ -196,6 +195,62 @@ def test_what_a_description_lacks_is_said(
     path.with_suffix(".toml").write_text(description)
     with pytest.raises(ModelError, match=fault):
         load_tile_encoder(path, trust=True)
+
+
+def test_features_that_a_store_cannot_hold_are_refused(encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    path.write_bytes(encoder.read_bytes())
+    text = encoder.with_suffix(".toml").read_text()
+    path.with_suffix(".toml").write_text(text.replace("0.25, 0.25", "1e-9, 1e-9"))
+    config = RunConfig(encoder=str(path), trust=True, read_all=True)
+    with pytest.raises(ModelError, match="no number up to 65504"):
+        run_image(str(write_slide(tmp_path / "a.svs")), tmp_path / "a.gigavim.zarr", config, CPU)
+
+
+def test_weights_of_a_network_of_timm_need_no_trust(slide: Path, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    # As published: with the classifier that it was trained with.
+    network = timm.create_model("test_resnet", num_classes=10).eval()
+    path = tmp_path / "small.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    path.with_suffix(".toml").write_text('network = "test_resnet"\ntile = 64\nspacing = 0.5')
+    store = tmp_path / "slide.gigavim.zarr"
+    run_image(str(slide), store, RunConfig(encoder=str(path), heads=("features",)), CPU)
+
+    group, image = zarr.open_group(store, mode="r"), tifffile.imread(slide)
+    coords = group["tiles/coords"][:9]
+    own = network.pretrained_cfg
+    tiles = np.stack([image[y : y + TILE, x : x + TILE] for x, y in coords])
+    pixels = (tiles / 255 - np.array(own["mean"])) / np.array(own["std"])
+    with torch.inference_mode():
+        maps = network.forward_features(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    np.testing.assert_allclose(group["tiles/vectors"][:9], maps.mean((2, 3)), rtol=2e-3, atol=2e-3)
+
+    path.with_suffix(".toml").write_text('network = "test_vit"')
+    with pytest.raises(ModelError, match="not the weights of this network"):
+        load_tile_encoder(path)
+    path.with_suffix(".toml").write_text('network = "resnet_of_nobody"')
+    with pytest.raises(ModelError, match="timm makes no resnet_of_nobody"):
+        load_tile_encoder(path)
+
+
+def test_tokens_of_a_network_of_timm_are_pooled_as_its_description_says(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=0, global_pool="").eval()
+    path = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    pixels = torch.randn(2, 160, 160, 3)
+    with torch.inference_mode():
+        tokens = network(pixels.permute(0, 3, 1, 2))
+    for pool, expected in (("first", tokens[:, 0]), ("mean", tokens.mean(1))):
+        arguments = "[arguments]\nglobal_pool = ''"
+        path.with_suffix(".toml").write_text(f'network = "test_vit"\npool = "{pool}"\n{arguments}')
+        model = load_tile_encoder(path)
+        assert model.spec.tile == 160
+        with torch.inference_mode():
+            torch.testing.assert_close(model.encoder.embed(pixels), expected)
 
 
 def test_a_spacing_is_never_guessed(slide: Path, tmp_path: Path) -> None:
