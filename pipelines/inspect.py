@@ -202,6 +202,7 @@ def _forecast(
         "patches": tokens,
         "foreground_share": tokens / (setup.grid.rows * setup.grid.columns),
         "tokens": plan.tokens,
+        "pixels": setup.grid.rows * setup.grid.columns * setup.grid.stride**2,
         "megapixels": plan.megapixels,
         "memory_bytes": memory.expected,
         "memory_limit_bytes": memory.limit,
@@ -210,8 +211,23 @@ def _forecast(
         "chunk": memory.chunk,
         "residual_on": memory.residual_on,
         "scratch_bytes": memory.scratch,
+        "store_bytes": _store_bytes(plan),
         "seconds": planning_s + max(read_s, per_token * beside) + per_token * after,
     }
+
+
+def _store_bytes(plan: Plan) -> int:
+    """Return what the store will take at most: maps are compressed, and mostly much smaller."""
+    setup = plan.setup
+    classes = setup.model.spec.classes
+    channels = 0 if classes is None else len(classes.names)
+    # Features are float16, coords and grid_index int32, probabilities float16 and a byte in maps.
+    row = 2 * setup.model.encoder.config.width + 17 + 2 * channels
+    cells = setup.grid.rows * setup.grid.columns
+    size = len(plan.sequence) * row + 4 * cells * (3 + channels) // 3
+    if "nuclei" in setup.heads:
+        size += 2 * cells * setup.grid.patch**2 * 4 // 3
+    return size
 
 
 def _kernels(device: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def dask_workers(count: int | None = None, scheduler: str | None = None) -> Iter
                 f"no Dask workers at {scheduler or 'this machine'}: {fault}; start them with "
                 "`dask scheduler` and `dask worker`, or use --workers N on this machine"
             ) from error
-        _check_versions(client)
+        check_versions(client)
         try:
             yield DaskWorkers(client)
         except KilledWorker as error:
@@ -374,7 +374,7 @@ def _read_out(segments: Sequence[Segment], places: Sequence[int], encoder: Visio
     return Mixed(tuple(parts), vector.astype(parts[0].dtype))
 
 
-def _check_versions(client: Any) -> None:
+def check_versions(client: Any) -> None:
     """Ask before anything is sent that a worker without GigaVim could not even unpickle."""
     found = client.run(importlib.metadata.version, "gigavim", on_error="return")
     for address, version in found.items():

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gigavim import __version__
+from gigavim.cli.batch import batch
 from gigavim.cli.export import export
 from gigavim.cli.here import bench, doctor, models, sample
 from gigavim.cli.run import info, run
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    run, info, view, export, train, pretrain, evaluate, models, sample, doctor, bench,
+    run, batch, info, view, export, train, pretrain, evaluate, models, sample, doctor, bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

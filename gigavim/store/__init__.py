@@ -2,8 +2,8 @@
 
 ::
 
-    attrs            gigavim: version, command, configuration, model, source, spacing, status, times,
-                     contents: what each array should be, to find one that is damaged
+    attrs            gigavim: version, command, configuration, model, source, spacing, status,
+                     times, contents: what each array should be, to find one that is damaged
     tokens/          in the order of the sequence, whose name is the attribute ``order``
                      coords (N, 2) x, y in level-0 pixels · grid_index (N, 2) row, column
                      features (N, D) · valid (N,) · probs (N, K) where a head gives them
