@@ -67,7 +67,9 @@ class RunPanel(QWidget):
         self._timer = QTimer(self)
         self._timer.timeout.connect(self._on_time)
         self._timer.start(EVERY_MS)
-        self._viewer.window._qt_window.installEventFilter(self)
+        self._window = self._viewer.window._qt_window
+        for watched in (self._window, self._viewer.window._qt_viewer):
+            watched.installEventFilter(self)
         application = QApplication.instance()
         assert application is not None  # a widget has one
         application.aboutToQuit.connect(self._end)
@@ -111,12 +113,17 @@ class RunPanel(QWidget):
         self.stop.clicked.connect(self._on_stop)
         for chooser in (self.image, self.area, self.model):
             # A long name must not widen the dock.
+            chooser.setSizeAdjustPolicy(
+                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+            )
             chooser.setMinimumContentsLength(12)
-            chooser.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+            chooser.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self._show_idle()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
         """Ask before the window closes while a run goes on."""
+        if event.type() == QEvent.Type.Close and watched is not self._window:
+            self._end()  # a script closes the viewer, and there is nobody to ask
         if event.type() != QEvent.Type.Close or self._run is None or self._may_close(self._run):
             return False
         event.ignore()
