@@ -2,18 +2,79 @@
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gigavim.geometry import Level, Spacing, Window
+from gigavim.errors import SourceError
+from gigavim.geometry import Level, Spacing, Window, level_downsample
 from gigavim.sources.source import Band, Pixels
 
 Handle = TypeVar("Handle")
+
+LYING = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError, struct.error, zlib.error,
+)  # fmt: skip
+"""What libraries raise that take a file at its word, where the file is damaged."""
+
+LONGEST_SIDE = 1 << 24
+"""Pixels: the whole Earth at 3 m. A damaged header says more, which would take years to read."""
+
+MOST_BANDS = 4096
+"""Read at once: a hyperspectral sensor has a tenth, and a damaged header more."""
+
+LARGEST_TILE = 1 << 30
+"""Bytes that one decoded tile, strip or chunk may take."""
+
+
+@contextmanager
+def trusting(path: str) -> Iterator[None]:
+    """Let a library read the header of a file; where that fails, the file is damaged.
+
+    Raises
+    ------
+    SourceError
+        In place of any of `LYING`, and where the header asks for more memory than there is.
+    """
+    try:
+        yield
+    except (*LYING, MemoryError) as error:
+        fault = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(f"{path} is damaged: {fault[:200]}; copy it again") from error
+
+
+def pyramid(sizes: Sequence[tuple[int, int]], path: str) -> tuple[Level, ...]:
+    """Lay levels of some heights and widths over the first of them.
+
+    Raises
+    ------
+    SourceError
+        If they cannot be those of one image.
+    """
+    height0, width0 = sizes[0]
+    for height, width in sizes:
+        if not (0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE):
+            raise SourceError(
+                f"{path} claims to have {width} x {height} pixels, where 1 to {LONGEST_SIDE} "
+                "to a side can be; it is damaged, copy it again"
+            )
+        if height > height0 or width > width0:
+            raise SourceError(
+                f"{path} has a level of {width} x {height} pixels over one of "
+                f"{width0} x {height0}; it is damaged, copy it again"
+            )
+    return tuple(
+        Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
+        for height, width in sizes
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +130,13 @@ class FileSource:
     crs: str | None
     transform: tuple[float, float, float, float, float, float] | None
     metadata: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if len(self.bands) > MOST_BANDS:
+            raise SourceError(
+                f"{self.path} claims to have {len(self.bands)} bands, where {MOST_BANDS} can be "
+                "read at once; choose some with --bands, or copy it again if it is damaged"
+            )
 
     def read_level(self, level: int, window: Window) -> Pixels:
         """Read a window of one level; see `gigavim.sources.source.Source.read_level`."""

@@ -9,6 +9,21 @@ from gigavim.geometry import Window
 
 Result = TypeVar("Result")
 
+CELL = 256
+"""A part that fails is narrowed to this many pixels, or to a file tile where that is larger.
+
+Narrower would take hours where each try begins at the top of the file, as in a PNG that breaks off.
+"""
+
+
+def cell_side(tile: int) -> int:
+    """Return the side of whole file tiles that make up at least `CELL` pixels.
+
+    >>> cell_side(1), cell_side(240), cell_side(512)
+    (256, 480, 512)
+    """
+    return tile * max(1, -(-CELL // tile))
+
 
 def read_around(
     read: Callable[[Window], Result],

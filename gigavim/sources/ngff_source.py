@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +14,19 @@ from numpy.typing import NDArray
 from zarr.errors import BaseZarrError
 
 from gigavim.errors import SourceError
-from gigavim.geometry import Level, Spacing, Window, level_downsample
+from gigavim.geometry import Spacing, Window
 from gigavim.sources.bands import name_bands, select_bands
-from gigavim.sources.file_source import FileSource, Options
+from gigavim.sources.file_source import (
+    LARGEST_TILE,
+    LYING,
+    FileSource,
+    Options,
+    pyramid,
+    trusting,
+)
 from gigavim.sources.narrow import read_around
 from gigavim.sources.source import RGB, Band, Pixels, ReadError
 from gigavim.sources.spacing import MICROMETRE, micrometres, user_spacing
-
-DECODE_ERRORS = (RuntimeError, ValueError, OSError, zlib.error, BaseZarrError)
-"""What zarr and its codecs raise on a chunk that they cannot decode."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,7 +44,9 @@ class NgffSource(FileSource):
         errors: list[ReadError] = []
         chunk = dict(zip(self.axes, self.arrays[level].chunks, strict=True))
         cell = chunk["y"], chunk["x"]
-        for part, result in read_around(partial(self._part, level), [window], cell, DECODE_ERRORS):
+        for part, result in read_around(
+            partial(self._part, level), [window], cell, (*LYING, BaseZarrError)
+        ):
             if isinstance(result, Exception):
                 errors.append(ReadError(level, part, str(result)))
                 continue
@@ -79,32 +84,26 @@ def open_ngff(path: str, options: Options) -> NgffSource:
     BandError
         If it has no channel that was asked for.
     """
-    group, attributes = _image(path)
-    multiscale = attributes["multiscales"][0]
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
-    letters = "".join(axis["name"] for axis in axes)
-    arrays = tuple(_array(group, dataset["path"], path) for dataset in multiscale["datasets"])
-    sizes = [dict(zip(letters, array.shape, strict=True)) for array in arrays]
-    bands = _bands(sizes[0].get("c", 1), arrays[0].dtype, attributes)
+    with trusting(path):
+        group, attributes = _image(path)
+        multiscale = attributes["multiscales"][0]
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
+        letters = "".join(axis["name"] for axis in axes)
+        arrays = tuple(_array(group, dataset["path"], path) for dataset in multiscale["datasets"])
+        sizes = [dict(zip(letters, array.shape, strict=True)) for array in arrays]
+        levels = pyramid([(size["y"], size["x"]) for size in sizes], path)
+        bands = _bands(sizes[0].get("c", 1), arrays[0].dtype, attributes)
+        spacing = _spacing(multiscale, axes)
     channels = select_bands(options.bands, bands, path)
-    height0, width0 = sizes[0]["y"], sizes[0]["x"]
     return NgffSource(
         path=path,
         options=options,
         kind="slide",
         reader="zarr",
-        levels=tuple(
-            Level(
-                size["y"],
-                size["x"],
-                level_downsample(height0, size["y"]),
-                level_downsample(width0, size["x"]),
-            )
-            for size in sizes
-        ),
+        levels=levels,
         bands=name_bands(options.bands, bands, channels),
         dtype=arrays[0].dtype,
-        spacing=user_spacing(options.spacing, MICROMETRE) or _spacing(multiscale, axes),
+        spacing=user_spacing(options.spacing, MICROMETRE) or spacing,
         crs=None,
         transform=None,
         metadata={
@@ -121,6 +120,10 @@ def _array(group: zarr.Group, name: str, path: str) -> zarr.Array[Any]:
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise SourceError(f"{path}: its array {name!r} is missing; copy the folder again")
+    if math.prod(array.chunks) * array.dtype.itemsize > LARGEST_TILE:
+        raise SourceError(
+            f"{path}: its array {name!r} has chunks of over 1 GiB; write smaller ones"
+        )
     return array
 
 

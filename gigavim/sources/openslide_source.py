@@ -14,15 +14,12 @@ import openslide
 from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
-from gigavim.geometry import Level, Window, level_downsample
+from gigavim.geometry import Window
 from gigavim.sources.bands import name_bands, select_bands
-from gigavim.sources.file_source import FileSource, Options, PerThread
-from gigavim.sources.narrow import read_around
+from gigavim.sources.file_source import FileSource, Options, PerThread, pyramid, trusting
+from gigavim.sources.narrow import CELL, cell_side, read_around
 from gigavim.sources.source import RGB, Pixels, ReadError
 from gigavim.sources.spacing import MICROMETRE, openslide_spacing, user_spacing
-
-CELL = 256
-"""A part that fails is narrowed to this many pixels, or to a file tile where that is larger."""
 
 BLOCK = 1024
 """Reads start at multiples of this on a level whose pixels do not fall on whole level-0 pixels."""
@@ -101,11 +98,9 @@ def open_with_openslide(path: str, options: Options) -> OpenSlideSource:
     handles = PerThread(partial(_open, path))
     slide = handles.get()
     properties = dict(slide.properties)
-    width0, height0 = slide.dimensions
-    levels = tuple(
-        Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
-        for width, height in slide.level_dimensions
-    )
+    levels = pyramid([(height, width) for width, height in slide.level_dimensions], path)
+    with trusting(path):
+        cells = tuple(_cell(properties, level) for level in range(len(levels)))
     selected = select_bands(options.bands, RGB, path)
     return OpenSlideSource(
         path=path,
@@ -120,7 +115,7 @@ def open_with_openslide(path: str, options: Options) -> OpenSlideSource:
         transform=None,
         metadata=slide_metadata(properties),
         selected=selected,
-        cells=tuple(_cell(properties, level) for level in range(len(levels))),
+        cells=cells,
         handles=handles,
     )
 
@@ -149,10 +144,9 @@ def _open(path: str) -> openslide.OpenSlide:
 
 
 def _cell(properties: dict[str, str], level: int) -> tuple[int, int]:
-    """Height and width of whole file tiles that make up at least `CELL` pixels."""
-
-    def side(axis: str) -> int:
-        tile = int(properties.get(f"openslide.level[{level}].tile-{axis}", CELL))
-        return tile * max(1, -(-CELL // tile))
-
-    return side("height"), side("width")
+    """Height and width of the smallest part that is tried alone."""
+    tile = f"openslide.level[{level}].tile-"
+    return (
+        cell_side(int(properties.get(f"{tile}height", CELL))),
+        cell_side(int(properties.get(f"{tile}width", CELL))),
+    )

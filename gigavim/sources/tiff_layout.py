@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Spacing, Window
+from gigavim.sources.file_source import LARGEST_TILE, trusting
 from gigavim.sources.source import RGB, Band
 from gigavim.sources.spacing import aperio_spacing, ome_spacing, resolution_spacing
 
 # It logs what is wrong with a damaged file; here that is raised.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-
-LARGEST_TILE = 1 << 30
-"""Bytes that one decoded tile or strip may take."""
 
 ENDED = (
     tifffile.COMPRESSION.JPEG,
@@ -107,13 +105,10 @@ def open_pages(path: str) -> Iterator[tifffile.TiffFile]:
     SourceError
         If it is no TIFF or is cut short, also from inside the context.
     """
-    try:
-        with tifffile.TiffFile(path) as file:
-            if _breaks_off(file):
-                raise SourceError(f"{path} is cut short: pages lie beyond its end; copy it again")
-            yield file
-    except tifffile.TiffFileError as error:
-        raise SourceError(f"{path} is damaged: {error}; copy it again") from error
+    with trusting(path), tifffile.TiffFile(path) as file:
+        if _breaks_off(file):
+            raise SourceError(f"{path} is cut short: pages lie beyond its end; copy it again")
+        yield file
 
 
 def _breaks_off(file: tifffile.TiffFile) -> bool:
@@ -211,13 +206,18 @@ def _channel_pages(level: tifffile.TiffPageSeries, path: str) -> list[tifffile.T
 
 def _tiles(page: tifffile.TiffPage, sample: int, path: str) -> Iterator[Tiles]:
     """Yield the planes of a page, whose first sample is the image's ``sample``."""
+    if page.dtype is None or page.imagedepth > 1:
+        raise SourceError(f"{path}: this kind of TIFF cannot be read; convert it to OME-TIFF")
     height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     width = page.tilewidth if page.is_tiled else page.imagewidth
     offsets = np.asarray(page.dataoffsets, np.int64)
     counts = np.asarray(page.databytecounts, np.int64)
-    if page.dtype is None or page.imagedepth > 1:
-        raise SourceError(f"{path}: this kind of TIFF cannot be read; convert it to OME-TIFF")
-    if len(offsets) == 0 or (offsets + counts).max() > page.parent.filehandle.size:
+    end = page.parent.filehandle.size
+    if (
+        len(offsets) == 0
+        or (offsets + counts).max() > end
+        or (page.is_final and offsets[0] + page.nbytes > end)
+    ):
         raise SourceError(f"{path} is cut short: tiles lie beyond its end; copy it again")
     separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
     held = 1 if separate else page.samplesperpixel
@@ -225,6 +225,12 @@ def _tiles(page: tifffile.TiffPage, sample: int, path: str) -> Iterator[Tiles]:
         raise SourceError(f"{path} has strips of over 1 GiB; convert it to a tiled TIFF")
     columns = -(-page.imagewidth // width)
     area = columns * -(-page.imagelength // height)
+    wanted = area * (page.samplesperpixel if separate else 1)
+    if not page.is_final and min(len(offsets), len(counts)) < wanted:
+        raise SourceError(
+            f"{path} is damaged: it lists {min(len(offsets), len(counts))} of its {wanted} tiles; "
+            "copy it again"
+        )
     dtype = page.parent.byteorder + page.dtype.char
     for plane in range(page.samplesperpixel if separate else 1):
         yield Tiles(

@@ -16,15 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
-from gigavim.geometry import Level, Window, level_downsample
+from gigavim.geometry import Window
 from gigavim.sources.bands import name_bands, select_bands
-from gigavim.sources.file_source import FileSource, Options, PerThread
+from gigavim.sources.file_source import LYING, FileSource, Options, PerThread, pyramid
 from gigavim.sources.source import Pixels, ReadError
 from gigavim.sources.spacing import MICROMETRE, user_spacing
 from gigavim.sources.tiff_layout import Tiles, read_layout
-
-DECODE_ERRORS = (RuntimeError, ValueError, OSError)
-"""What imagecodecs and tifffile raise on bytes that they cannot decode, and disks that fail."""
 
 
 class ByteFile:
@@ -82,12 +79,10 @@ class TiffSource(FileSource):
                 try:
                     data = self.files.get().read(tiles.offsets[position], tiles.counts[position])
                     read_s += time.perf_counter() - start
-                    decoded = tiles.decode(data, position)
-                except DECODE_ERRORS as error:
+                    self._put(tiles, tiles.decode(data, position), place, window, values, valid)
+                except LYING as error:
                     valid[there] = False
                     errors.append(ReadError(level, place, str(error)))
-                    continue
-                self._put(tiles, decoded, place, window, values, valid)
         if not valid.all():
             values[~valid] = 0
         return Pixels(values, valid, tuple(errors), read_s)
@@ -103,6 +98,8 @@ class TiffSource(FileSource):
     ) -> None:
         """Copy what a window needs of the pixels at a place, band by band unless all are wanted."""
         here, there = _overlap(place, window)
+        if decoded[here].shape[:2] != valid[there].shape:
+            raise ValueError("there are fewer pixels than a tile has")
         if tuple(tiles.samples) == self.samples:
             values[there] = decoded[here]
             return
@@ -124,17 +121,13 @@ def open_tiff(path: str, options: Options) -> TiffSource:
         If it has no band that was asked for.
     """
     layout = read_layout(path)
-    height0, width0 = layout.sizes[0]
     selected = select_bands(options.bands, layout.bands, path)
     return TiffSource(
         path=path,
         options=options,
         kind="slide",
         reader="tifffile",
-        levels=tuple(
-            Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
-            for height, width in layout.sizes
-        ),
+        levels=pyramid(layout.sizes, path),
         bands=name_bands(options.bands, layout.bands, selected),
         dtype=layout.dtype,
         spacing=user_spacing(options.spacing, MICROMETRE) or layout.spacing,
