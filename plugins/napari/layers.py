@@ -10,6 +10,7 @@ import numpy as np
 from napari.layers import Layer
 from napari.utils.colormaps import Colormap, DirectLabelColormap
 from napari.utils.colormaps.standardize_color import transform_color
+from napari.utils.notifications import show_info
 
 from gigavim.geometry import Spacing, Window
 from gigavim.plugins.napari.lazy import Pyramid
@@ -34,6 +35,9 @@ WINDOW = 256
 
 CHANNELS = ("blue", "green", "red", "cyan", "magenta", "yellow", "gray")
 """Colours of the channels of a slide that has others than red, green and blue."""
+
+MOST_BANDS = 16
+"""That get layers of their own, each of which takes napari a third of a second."""
 
 MOST_OBJECTS = 1_000_000
 """That a layer of points takes in a second or so; more are seen in the class map alone."""
@@ -76,7 +80,9 @@ def image_layers(path: str, results: Results | None = None) -> list[LayerData]:
     is_composed = source.kind == "scene" and len(bands) >= 3
     is_channel = not is_composed and len(bands) > 1
     layers = []
-    for index, band in enumerate(bands):
+    if len(bands) > MOST_BANDS:
+        show_info(f"{name} has {len(bands)} bands, of which the first {MOST_BANDS} are layers")
+    for index, band in enumerate(bands[:MOST_BANDS]):
         one = Stretch.of(Pixels(pixels.values[..., [index]], pixels.valid), [band])
         shown = {
             "name": f"{name} · {band.name}" if len(bands) > 1 else name,
