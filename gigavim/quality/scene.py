@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gigavim.errors import BandError
 from gigavim.foreground import thumbnail
 from gigavim.geometry import Grid, Window
 from gigavim.masks import Mask, covered
 from gigavim.quality.findings import Fault, Quality, percent
-from gigavim.sources import open_source
+from gigavim.sources import reopen
+from gigavim.sources.clouds import QUALITY_BANDS, cloud_and_shadow
 from gigavim.sources.source import Source
+from gigavim.sources.stack import StackSource
 
 CLOUD = Fault("cloud", (86, 180, 233))
 SHADOW = Fault("cloud shadow", (0, 114, 178))
 SATURATED = Fault("saturated", (213, 94, 0))
 ZEROS = Fault("undeclared border", (90, 90, 90))
 
-LANDSAT_QA = "qapixel"
-LANDSAT_CLOUD = 0b1110
-"""Bits 1 to 3 of QA_PIXEL: dilated cloud, cirrus, cloud.
-
-USGS, Landsat 8-9 Collection 2 Level 2 Science Product Guide, table 6-3; of Landsat 4 to 7, whose
-bit 2 is not used, the same. Bit 0 is fill, bit 4 cloud shadow.
-"""
-LANDSAT_SHADOW = 0b10000
-LANDSAT_FILL = 0b1
-
-SENTINEL_2_SCL = "scl"
-SCL_CLOUD = (8, 9, 10)
-"""Cloud of medium and high probability, thin cirrus.
-
-ESA, Sentinel-2 Level-2A Algorithm Theoretical Basis Document, scene classification. 0 is no data, 1
-saturated or defective, 3 cloud shadow.
-"""
-SCL_SHADOW = (3,)
-
 SIDE = 8192
 """A larger QA band is looked at in every second, third, ... pixel: classes have no mean."""
 
 
 def examine_scene(source: Source, grid: Grid, foreground: NDArray[np.bool_]) -> Quality:
-    """Look for faults of a scene; see `examine`.
-
-    The QA band is looked for in the file itself, whichever of its bands are read.
-    """
+    """Look for faults of a scene; see `examine`."""
     words: list[str] = []
-    nothing = np.zeros(grid.shape, np.bool_)
-    cloud = shadow = nothing
-    qa = _qa_band(source)
-    if qa is None:
+    cloud = shadow = np.zeros(grid.shape, np.bool_)
+    seen = _clouds(source)
+    if seen is None:
         words.append("no QA band (QA_PIXEL, SCL): clouds were not looked for")
     else:
-        values, step = _every(qa, SIDE)
-        is_cloud, is_shadow = cloud_and_shadow(values, _plain(qa.bands[0].name))
-        cloud, shadow = (covered(Mask(m, step, step), grid) for m in (is_cloud, is_shadow))
+        cloud, shadow = (covered(mask, grid) for mask in seen)
     saturated, zeros, nodata = _numbers(source, grid, words)
     masks = {SHADOW: shadow, CLOUD: cloud, SATURATED: saturated, ZEROS: zeros}
     quality = Quality.of(masks, foreground, (), borders=(ZEROS,))
@@ -68,51 +47,46 @@ def examine_scene(source: Source, grid: Grid, foreground: NDArray[np.bool_]) -> 
     return Quality(quality.labels, quality.names, quality.colours, quality.shares, tuple(words))
 
 
-def cloud_and_shadow(
-    values: NDArray[Any], band: str
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Read cloud and cloud shadow out of a QA band.
+def _clouds(source: Source) -> tuple[Mask, Mask] | None:
+    """Read where clouds and their shadows are; None where no band says it.
 
-    Parameters
-    ----------
-    band
-        ``qapixel`` for Landsat's bits, ``scl`` for Sentinel-2's classes.
-
-    Examples
-    --------
-    >>> cloud_and_shadow(np.array([21824, 22280, 23888]), "qapixel")
-    (array([False,  True, False]), array([False, False,  True]))
+    The quality band is looked for in the file itself, whichever of its bands are read.
     """
-    whole = values.astype(np.int64)
-    if band == LANDSAT_QA:
-        seen = whole & LANDSAT_FILL == 0
-        return seen & (whole & LANDSAT_CLOUD > 0), seen & (whole & LANDSAT_SHADOW > 0)
-    return np.isin(whole, SCL_CLOUD), np.isin(whole, SCL_SHADOW)
+    if isinstance(source, StackSource):
+        if source.quality is None:
+            return None
+        fine = [n for n, each in enumerate(source.levels) if max(each.height, each.width) >= SIDE]
+        level, name = max(fine, default=0), source.quality.band.name
+        read = partial(source.read_quality, level)
+    else:
+        qa = _qa_band(source)
+        if qa is None:
+            return None
+        level, name = 0, qa.bands[0].name
+        read = partial(_first_band, qa)
+    size = source.levels[level]
+    step = -(-max(size.height, size.width) // SIDE)
+    strips = []
+    for y in range(0, size.height, 512 * step):
+        window = Window(y, 0, min(512 * step, size.height - y), size.width)
+        strips.append(cloud_and_shadow(read(window)[::step, ::step], name))
+    cloud, shadow = (np.concatenate(parts) for parts in zip(*strips, strict=True))
+    ratio_y, ratio_x = step * size.downsample_y, step * size.downsample_x
+    return Mask(cloud, ratio_y, ratio_x), Mask(shadow, ratio_y, ratio_x)
+
+
+def _first_band(source: Source, window: Window) -> NDArray[Any]:
+    return source.read_level(0, window).values[..., 0]
 
 
 def _qa_band(source: Source) -> Source | None:
-    """Open the QA band of a scene, if it has one of the sizes of the others."""
-    for band in open_source(source.path).bands:
-        if _plain(band.name) in (LANDSAT_QA, SENTINEL_2_SCL):
-            return open_source(source.path, bands=[band.name])
+    """Open the quality band of a single file, if it has one."""
+    for name in QUALITY_BANDS:
+        try:
+            return reopen(source, [name])
+        except BandError:
+            continue
     return None
-
-
-def _plain(name: str) -> str:
-    """Fold case and separators: ``QA_PIXEL`` and ``qa pixel`` are one."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
-def _every(source: Source, side: int) -> tuple[NDArray[Any], int]:
-    """Read the first band of level 0, every so many pixels; 0 where there is no data."""
-    finest = source.levels[0]
-    step = -(-max(finest.height, finest.width) // side)
-    rows = 512 * step
-    strips = []
-    for y in range(0, finest.height, rows):
-        window = Window(y, 0, min(rows, finest.height - y), finest.width)
-        strips.append(source.read_level(0, window).values[::step, ::step, 0])
-    return np.concatenate(strips), step
 
 
 def _numbers(

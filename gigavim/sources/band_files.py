@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import PurePosixPath
 
 from gigavim.errors import SourceError
@@ -10,7 +9,7 @@ from gigavim.sources.bands import band_in_file_name, sensor_bands
 from gigavim.sources.clouds import is_quality_band
 from gigavim.sources.folder import Folder
 from gigavim.sources.products import Product, ProductBand
-from gigavim.sources.raster_source import RasterBand, dataset_names, stored_bands
+from gigavim.sources.raster_source import RasterBand, dataset_names, open_dataset, stored_bands
 from gigavim.sources.source import Band
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".nc")
@@ -34,14 +33,14 @@ def band_files_product(folder: Folder) -> Product:
     """
     names = raster_files(folder)
     stems = [PurePosixPath(name).stem for name in names]
-    common = len(os.path.commonprefix(stems)) if len(stems) > 1 else 0
+    common = _common_words([stem.split("_") for stem in stems])
     found: list[tuple[str, Band, RasterBand]] = []
     for name, stem in zip(names, stems, strict=True):
         path = folder.dataset(name)
         bands, stored = stored_bands(dataset_names(path), path)
         for band, where in zip(bands, stored, strict=True):
             is_nameless = band.name == f"band {where.index}"
-            told = band_in_file_name(name) or stem[common:].strip("_-. ") or stem
+            told = band_in_file_name(name) or "_".join(stem.split("_")[common:])
             if is_nameless and len(bands) == 1:
                 band = Band(told, band.wavelength_nm)
             elif is_nameless and len(names) > 1:
@@ -81,7 +80,16 @@ def raster_product(path: str) -> Product:
         )
         for band, where in zip(bands, stored, strict=True)
     ]  # fmt: skip
-    return Product(path, tuple(joined))
+    with open_dataset(stored[0].dataset) as raster:
+        return Product(path, tuple(joined), {"format": raster.driver})
+
+
+def _common_words(names: list[list[str]]) -> int:
+    """Return how many words all names begin with, short of any whole one."""
+    common = 0
+    while all(len(words) > common + 1 and words[common] == names[0][common] for words in names):
+        common += 1
+    return common
 
 
 def _check_names(path: str, found: list[tuple[str, Band, RasterBand]]) -> None:

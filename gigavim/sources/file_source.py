@@ -85,15 +85,34 @@ class Options:
     """Height and width of a level-0 pixel, in µm for a slide and CRS units for a scene."""
     bands: tuple[str, ...] | None = None
     """The bands to read, in order; all if None."""
+    crs: str | None = None
+    """To reproject a scene to."""
+    bounds: tuple[float, float, float, float] | None = None
+    """West, south, east and north of what is read, in the CRS in which it is."""
+    aoi: str | None = None
+    """A GeoJSON file of polygons outside of which nothing is valid."""
+    mask_clouds: bool = False
+    """Whether clouds and their shadows are not valid."""
 
     @classmethod
     def of(
-        cls, spacing: float | tuple[float, float] | None, bands: Sequence[str] | None
+        cls,
+        spacing: float | tuple[float, float] | None,
+        bands: Sequence[str] | None,
+        crs: str | None = None,
+        bounds: tuple[float, float, float, float] | None = None,
+        aoi: str | None = None,
+        mask_clouds: bool = False,
     ) -> Options:
         """Take one spacing for both axes, and any sequence of bands."""
         if spacing is not None and not isinstance(spacing, tuple):
             spacing = (spacing, spacing)
-        return cls(spacing, None if bands is None else tuple(bands))
+        return cls(spacing, None if bands is None else tuple(bands), crs, bounds, aoi, mask_clouds)
+
+    @property
+    def changes_grid(self) -> bool:
+        """Whether pixels are to be read elsewhere than they lie, or not all of them."""
+        return bool(self.crs or self.bounds or self.aoi or self.mask_clouds)
 
 
 class PerThread(Generic[Handle]):
@@ -174,8 +193,8 @@ def _clip(start: int, length: int, size: int) -> tuple[int, int]:
 
 
 def _open_again(path: str, options: Options) -> FileSource:
-    from gigavim.sources import open_source
+    from gigavim.sources import open_with
 
-    source = open_source(path, source_spacing=options.spacing, bands=options.bands)
+    source = open_with(path, options)
     assert isinstance(source, FileSource)
     return source

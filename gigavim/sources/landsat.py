@@ -50,7 +50,8 @@ def landsat_product(folder: Folder) -> Product:
     # The JSON comes first, and says the same.
     about = _metadata(folder, min(found))
     satellite = str(about.get("SPACECRAFT_ID", ""))
-    bands, extras = [], []
+    bands: list[ProductBand] = []
+    extras: list[ProductBand] = []
     for name in folder.names:
         if match := IMAGE.fullmatch(PurePosixPath(name).name):
             band = _band(folder.dataset(name), match, about, satellite)

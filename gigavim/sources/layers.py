@@ -1,18 +1,19 @@
 """Bands of one file, read on the grid of the scene: as they lie there, or resampled to it.
 
-GDAL's warper resamples, block by block of the scene's grid, so that a pixel is the same in whichever
-window it is read.
+GDAL's warper resamples, block by block of the scene's grid, so that a pixel is the same in
+whichever window it is read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio import Affine
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.vrt import WarpedVRT
 
@@ -45,6 +46,21 @@ class Raster:
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     colours: tuple[ColorInterp, ...]
+    is_wavelet: bool
+    """Whether it is JPEG 2000, whose coarse pixels lie on the first of those they stand for."""
+
+    def level(self, overview: int) -> PixelGrid:
+        """Return where the pixels of a level of the pyramid lie.
+
+        The low-pass of a wavelet keeps every second sample in its place (ISO/IEC 15444-1, annex F),
+        where an average would lie in the middle of two.
+        """
+        factor = self.overviews[overview]
+        grid = self.grid.reduced(factor)
+        if not self.is_wavelet:
+            return grid
+        shift = (1 / factor - 1) / 2
+        return replace(grid, transform=grid.transform @ Affine.translation(shift, shift))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +97,14 @@ def look_at(dataset: str) -> Raster:
     Raises
     ------
     SourceError
-        If it cannot be read.
+        If it cannot be read, or lies by ground control points alone.
     """
     with open_dataset(dataset) as raster:
+        if raster.gcps[0] and raster.transform.is_identity:
+            raise SourceError(
+                f"{dataset} lies by ground control points alone; "
+                "bring it on a grid with gdalwarp -t_srs EPSG:... first"
+            )
         factors = [1.0]
         for level, factor in enumerate(raster.overviews(1), 1):
             with open_dataset(dataset, level) as overview:
@@ -101,6 +122,7 @@ def look_at(dataset: str) -> Raster:
             raster.scales,
             raster.offsets,
             raster.colorinterp,
+            raster.driver.startswith("JP2") or raster.driver == "JPEG2000",
         )
 
 
@@ -132,7 +154,7 @@ def place(
                 if index == 0 or factor <= ratio * (1 + SAME)
             )
         factor = raster.overviews[overview]
-        corner = grid.offset_in(own.reduced(factor))
+        corner = grid.offset_in(raster.level(overview))
         placements.append(
             Placement(grid, overview, corner, _resampling(ratio / factor, has_classes, own, grid))
         )
@@ -218,7 +240,7 @@ class LayerReader:
         """Lay the file on the scene's grid, with something that says what it does not cover."""
         layer, raster, grid = self._layer, self._layer.raster, self._place.grid
         own_crs = crs_of(self._dataset)
-        if own_crs is None and not self._dataset.gcps[0]:
+        if own_crs is None:
             raise SourceError(
                 f"{path}: {raster.dataset} has no CRS and another spacing than the other bands; "
                 "choose bands of one spacing with --bands"
@@ -230,7 +252,10 @@ class LayerReader:
             MaskFlags.all_valid
         }:  # fmt: skip
             nodata = math.nan
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {
+            "src_crs": own_crs,
+            "src_transform": raster.level(self._place.overview).transform,
+        }
         if nodata is not None:
             options |= {"src_nodata": nodata, "nodata": nodata}
         elif ColorInterp.alpha in raster.colours:
@@ -241,12 +266,6 @@ class LayerReader:
         if layer.is_scaled and all(each.kind in "iu" for each in types):
             # A mean of whole numbers is none.
             options["dtype"] = "float32"
-        if own_crs is not None:
-            factor = raster.overviews[self._place.overview]
-            options |= {
-                "src_crs": own_crs,
-                "src_transform": raster.grid.reduced(factor).transform,
-            }
         return WarpedVRT(
             self._dataset,
             crs=grid.crs,

@@ -11,6 +11,7 @@ from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
 
 from gigavim.errors import SourceError
 from gigavim.sources.raster_source import open_dataset
@@ -18,8 +19,8 @@ from gigavim.sources.raster_source import open_dataset
 EXACT = 1e-3
 """Pixels that lie this close to those of another grid, in pixels, are the same."""
 
-TORN = 8
-"""A scene across the antimeridian would be this many times as large, and mostly empty."""
+TORN = 4
+"""A scene across the antimeridian or a pole would have this many times its pixels, or a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +110,26 @@ def upright_grid(dataset: str, own: PixelGrid, crs: CRS | None, path: str) -> Pi
         west, _, _, north = own.bounds
         a, e = abs(own.transform.a), -abs(own.transform.e)
         return PixelGrid(own.crs, Affine(a, 0, west, 0, e, north), own.height, own.width)
-    with open_dataset(dataset) as raster:
-        if own.crs is None and not raster.gcps[0]:
-            raise SourceError(
-                f"{path} has no CRS and cannot be brought to another; "
-                "give it one with gdal_edit.py -a_srs EPSG:..., or leave out --crs"
-            )
-        with WarpedVRT(raster, crs=crs or own.crs) as warped:
-            grid = PixelGrid(warped.crs, warped.transform, warped.height, warped.width)
-    if grid.height * grid.width > TORN * own.height * own.width:
+    if own.crs is None:
         raise SourceError(
-            f"{path} lies across the antimeridian or a pole, where {_name(grid.crs)} tears it "
-            f"({grid.width} x {grid.height} pixels); choose a --crs made for its place, "
-            "or leave it out"
+            f"{path} has no CRS and cannot be brought to another; "
+            "give it one with gdal_edit.py -a_srs EPSG:..., or leave out --crs"
+        )
+    with open_dataset(dataset) as raster, WarpedVRT(raster, crs=crs or own.crs) as warped:
+        grid = PixelGrid(warped.crs, warped.transform, warped.height, warped.width)
+    growth = grid.height * grid.width / (own.height * own.width)
+    if _is_at_the_edge(own) and not 1 / TORN < growth < TORN:
+        raise SourceError(
+            f"{path} lies across the antimeridian or a pole, where {_name(grid.crs)} tears it; "
+            "choose a --crs made for its place, or leave it out"
         )
     return grid
+
+
+def _is_at_the_edge(grid: PixelGrid) -> bool:
+    """Whether a grid reaches over the antimeridian or holds a pole."""
+    west, south, east, north = transform_bounds(grid.crs, "OGC:CRS84", *grid.bounds)
+    return bool(west > east or east - west > 350 or max(north, -south) >= 90)
 
 
 def crop(

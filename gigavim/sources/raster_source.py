@@ -16,13 +16,20 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioIOError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from gigavim.errors import SourceError
-from gigavim.geometry import Level, Spacing, Window, level_downsample
+from gigavim.geometry import Spacing, Window
 from gigavim.sources.bands import band_in_file_name, name_bands, select_bands, sensor_bands
-from gigavim.sources.file_source import FileSource, Options, PerThread
-from gigavim.sources.narrow import read_around
+from gigavim.sources.file_source import (
+    LYING,
+    FileSource,
+    Options,
+    PerThread,
+    pyramid,
+    trusting,
+)
+from gigavim.sources.narrow import cell_side, read_around
 from gigavim.sources.source import Band, Pixels, ReadError
 from gigavim.sources.spacing import (
     MICROMETRE,
@@ -30,6 +37,9 @@ from gigavim.sources.spacing import (
     transform_spacing,
     user_spacing,
 )
+
+UNREADABLE = (*LYING, RasterioError)
+"""What rasterio raises on pixels that GDAL cannot decode."""
 
 _OPENING = threading.Lock()
 
@@ -55,7 +65,7 @@ class Datasets:
     def get(self, name: str, level: int) -> rasterio.DatasetReader:
         """Return a dataset at a level of its pyramid."""
         if (name, level) not in self._open:
-            self._open[name, level] = _open(name, level)
+            self._open[name, level] = open_dataset(name, level)
         return self._open[name, level]
 
 
@@ -65,14 +75,14 @@ class RasterSource(FileSource):
 
     selected: tuple[RasterBand, ...]
     cell: tuple[int, int]
-    """Height and width of a block of the file."""
+    """Height and width of the smallest part that is tried alone."""
     datasets: PerThread[Datasets] = field(repr=False)
 
     def _read(self, level: int, window: Window) -> Pixels:
         values, valid = self._blank(window)
         errors: list[ReadError] = []
         read = partial(self._part, level)
-        for part, result in read_around(read, [window], self.cell, (RasterioIOError,)):
+        for part, result in read_around(read, [window], self.cell, UNREADABLE):
             if isinstance(result, Exception):
                 errors.append(ReadError(level, part, " ".join(str(result).split())))
                 continue
@@ -110,8 +120,9 @@ def open_raster(path: str, options: Options) -> RasterSource:
     BandError
         If it has no band that was asked for.
     """
-    names = _datasets(path)
-    bands, stored = _bands(names, path)
+    with trusting(path):
+        names = dataset_names(path)
+        bands, stored = stored_bands(names, path)
     selected = select_bands(options.bands, bands, path)
     chosen = tuple(stored[index] for index in selected)
     datasets = PerThread(Datasets)
@@ -122,7 +133,7 @@ def open_raster(path: str, options: Options) -> RasterSource:
                 f"{path}: the bands are not of one size; choose some that are with --bands"
             )
     dtype = _dtype(chosen, datasets.get(), path)
-    crs = _crs(first)
+    crs = crs_of(first)
     transform = tuple(first.transform)[:6]
     placed = crs is not None or not first.transform.is_identity
     unit = _unit(crs)
@@ -131,7 +142,7 @@ def open_raster(path: str, options: Options) -> RasterSource:
         options=options,
         kind="scene" if placed else "slide",
         reader="rasterio",
-        levels=_levels(chosen, datasets.get()),
+        levels=pyramid(_sizes(chosen, datasets.get()), path),
         bands=name_bands(options.bands, bands, selected),
         dtype=dtype,
         spacing=(
@@ -143,12 +154,19 @@ def open_raster(path: str, options: Options) -> RasterSource:
         transform=transform if placed else None,
         metadata={"format": first.driver, "compression": _compression(first)},
         selected=chosen,
-        cell=first.block_shapes[0],
+        cell=_cell(first),
         datasets=datasets,
     )
 
 
-def _open(name: str, level: int = 0) -> rasterio.DatasetReader:
+def open_dataset(name: str, level: int = 0) -> rasterio.DatasetReader:
+    """Open a dataset at a level of its pyramid, for one thread.
+
+    Raises
+    ------
+    SourceError
+        If GDAL cannot.
+    """
     try:
         # A plain picture lies nowhere, which is nothing to warn of. Filters belong to all threads.
         with _OPENING, warnings.catch_warnings():
@@ -162,18 +180,25 @@ def _open(name: str, level: int = 0) -> rasterio.DatasetReader:
         ) from error
 
 
-def _datasets(path: str) -> list[str]:
+def dataset_names(path: str) -> list[str]:
     """Return the file itself, or its variables where it is a container of several."""
-    with _open(path) as dataset:
+    with open_dataset(path) as dataset:
         return [path] if dataset.count else list(dataset.subdatasets)
 
 
-def _bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[RasterBand]]:
+def stored_bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[RasterBand]]:
+    """Return all bands of datasets but alpha, and where each lies.
+
+    Raises
+    ------
+    SourceError
+        If there is none.
+    """
     labels: list[str] = []
     told: list[float | None] = []
     stored: list[RasterBand] = []
     for name in names:
-        with _open(name) as dataset:
+        with open_dataset(name) as dataset:
             for index in dataset.indexes:
                 if dataset.colorinterp[index - 1] == ColorInterp.alpha:
                     continue
@@ -225,28 +250,31 @@ def _dtype(bands: tuple[RasterBand, ...], datasets: Datasets, path: str) -> np.d
     return np.result_type(*types)
 
 
-def _levels(bands: tuple[RasterBand, ...], datasets: Datasets) -> tuple[Level, ...]:
+def _sizes(bands: tuple[RasterBand, ...], datasets: Datasets) -> list[tuple[int, int]]:
     """Return the full size and the overviews that all bands have, with a mask of the same kind."""
-    first = datasets.get(bands[0].dataset, 0)
-    height0, width0 = first.shape
-    levels = [Level(height0, width0, 1.0, 1.0)]
+    sizes = [datasets.get(bands[0].dataset, 0).shape]
     shared = min(len(datasets.get(band.dataset, 0).overviews(band.index)) for band in bands)
     for level in range(1, shared + 1):
         overviews = [(datasets.get(band.dataset, level), band) for band in bands]
-        height, width = overviews[0][0].shape
+        shape = overviews[0][0].shape
         if any(
-            overview.shape != (height, width)
+            overview.shape != shape
             or overview.mask_flag_enums != datasets.get(band.dataset, 0).mask_flag_enums
             for overview, band in overviews
         ):
             break
-        levels.append(
-            Level(height, width, level_downsample(height0, height), level_downsample(width0, width))
-        )
-    return tuple(levels)
+        sizes.append(shape)
+    return sizes
 
 
-def _crs(dataset: rasterio.DatasetReader) -> CRS | None:
+def _cell(dataset: rasterio.DatasetReader) -> tuple[int, int]:
+    """Return a block; where blocks are rows of the image, as many as are worth a try."""
+    height, width = dataset.block_shapes[0]
+    return (cell_side(height) if width == dataset.width else height), width
+
+
+def crs_of(dataset: rasterio.DatasetReader) -> CRS | None:
+    """Return the CRS of a dataset."""
     if dataset.crs:
         return dataset.crs
     # Where xarray kept the CRS of a netCDF variable before CF grid mappings were usual.

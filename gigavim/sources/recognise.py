@@ -9,7 +9,7 @@ from gigavim.sources.folder import open_folder
 from gigavim.sources.landsat import METADATA as LANDSAT_METADATA
 from gigavim.sources.landsat import is_landsat, landsat_product
 from gigavim.sources.products import Product
-from gigavim.sources.remote import is_remote, network
+from gigavim.sources.remote import is_remote, network, reaching
 from gigavim.sources.safe import METADATA as SAFE_METADATA
 from gigavim.sources.safe import is_safe, safe_product
 from gigavim.sources.stac import is_stac, stac_product
@@ -53,5 +53,5 @@ def single_raster(path: str) -> Product:
     SourceError
         If it cannot be read or reached.
     """
-    with network((path,)):
+    with network((path,)), reaching(path):
         return raster_product(path)

@@ -9,9 +9,11 @@ import os
 import re
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import rasterio
+from rasterio.errors import RasterioError
 
 from gigavim.errors import SourceError
 
@@ -50,20 +52,34 @@ def network(paths: tuple[str, ...]) -> AbstractContextManager[object]:
     """Return GDAL's options for reading from a network, where any of the paths lies there."""
     if not any(is_remote(path) for path in paths):
         return nullcontext()
-    return rasterio.Env(**{k: v for k, v in OPTIONS.items() if k not in os.environ})
-
-
-def unreachable(path: str, fault: Exception) -> SourceError | None:
-    """Return what to tell a user of a fault, where it is one of the network."""
-    text = " ".join(str(fault.__cause__ or fault).split()).rstrip(".")
-    # The address itself says http.
-    told = re.sub(r"\S*(://|/vsi)\S*", "", text)
-    if not is_remote(path) or not NETWORK_FAULT.search(told):
-        return None
-    return SourceError(
-        f"{path} could not be reached ({text}); check the address and the network, "
-        "or wait longer with GDAL_HTTP_TIMEOUT"
+    env: AbstractContextManager[object] = rasterio.Env(
+        **{key: value for key, value in OPTIONS.items() if key not in os.environ}
     )
+    return env
+
+
+@contextmanager
+def reaching(path: str) -> Iterator[None]:
+    """Tell a fault of the network from one of the file.
+
+    Raises
+    ------
+    SourceError
+        In place of what is raised inside, where a server is away or has no such file.
+    """
+    try:
+        yield
+    except (RasterioError, SourceError) as fault:
+        told = fault if fault.__cause__ is None else fault.__cause__
+        text = " ".join(str(told).split()).rstrip(".")
+        # The address itself says http.
+        words = re.sub(r"\S*(://|/vsi)\S*", "", text)
+        if not is_remote(path) or not NETWORK_FAULT.search(words):
+            raise
+        raise SourceError(
+            f"{path} could not be reached ({text}); check the address and the network, "
+            "or wait longer with GDAL_HTTP_TIMEOUT"
+        ) from fault
 
 
 def fetch(url: str) -> bytes:

@@ -54,13 +54,13 @@ def stac_product(path: str) -> Product:
         If it is no item, cannot be reached, or has no raster among its assets.
     """
     import pystac
-    from pystac.errors import STACError
+    from pystac.errors import STACError, STACTypeError
 
     text = fetch(path) if is_remote(path) else Path(path).read_bytes()
     try:
         content = json.loads(text)
         item = pystac.Item.from_dict(content, href=path)
-    except (ValueError, TypeError, KeyError, AttributeError, STACError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, STACError, STACTypeError) as error:
         kind = _kind(text)
         raise SourceError(
             f"{path} is no STAC item ({kind or error}); name the address of one item"
@@ -116,7 +116,9 @@ def _said(asset: pystac.Asset) -> list[dict[str, Any]]:
     whole = {
         key.removeprefix("eo:").removeprefix("raster:"): value for key, value in fields.items()
     }
-    shared = {key: whole[key] for key in ("scale", "offset", "nodata") if key in whole}
+    shared: dict[str, Any] = {
+        key: value for key, value in whole.items() if key in ("scale", "offset", "nodata")
+    }
     joined: list[dict[str, Any]] = []
     for index in range(max(len(each) for each in lists)):
         facts = dict(shared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from gigavim.errors import SourceError
 from gigavim.geometry import Level, Window
 from gigavim.sources.area_of_interest import read_area
 from gigavim.sources.bands import name_bands, select_bands
-from gigavim.sources.clouds import cloud_and_shadow, is_quality_band
+from gigavim.sources.clouds import QUALITY_BANDS, cloud_and_shadow, is_quality_band
 from gigavim.sources.file_source import FileSource, Options, PerThread
 from gigavim.sources.layers import Layer, LayerReader, Raster, look_at, place
 from gigavim.sources.narrow import read_around
@@ -32,7 +32,7 @@ from gigavim.sources.pixel_grid import (
     upright_grid,
 )
 from gigavim.sources.products import Product, ProductBand
-from gigavim.sources.remote import network, unreachable
+from gigavim.sources.remote import network, reaching
 from gigavim.sources.source import Pixels, ReadError
 from gigavim.sources.spacing import transform_spacing, user_spacing
 
@@ -60,8 +60,10 @@ class StackSource(FileSource):
     """Per band of the scene."""
     offsets: tuple[float, ...]
     """Per band of the scene."""
-    clouds: tuple[str, Layer] | None
-    """A quality band whose clouds and shadows are not valid: its name, and where it lies."""
+    grids: tuple[PixelGrid, ...]
+    """Of each level."""
+    quality: ProductBand | None
+    """The band that says where clouds are, where the product has one."""
     area: shapely.Geometry | None
     """What is outside is not valid; in the CRS of the scene."""
     cell: tuple[int, int]
@@ -93,33 +95,53 @@ class StackSource(FileSource):
                 if (scale, offset) != (1, 0):
                     numbers = numbers * np.float32(scale) + np.float32(offset)
                 values[..., slot] = numbers
-        if self.clouds is not None:
-            name, layer = self.clouds
-            (codes,), _ = self._stored(layer, level, window)
-            cloud, shadow = cloud_and_shadow(codes, name)
+        if self.options.mask_clouds and self.quality is not None:
+            codes = self.read_quality(level, window)
+            cloud, shadow = cloud_and_shadow(codes, self.quality.band.name)
             valid &= ~(cloud | shadow)
         if self.area is not None and valid.any():
-            grid = self.layers[0].placements[level].grid
-            moved = grid.transform @ Affine.translation(window.x, window.y)
+            moved = self.grids[level].transform @ Affine.translation(window.x, window.y)
             valid &= geometry_mask([self.area], valid.shape, moved, invert=True)
         values[~valid] = 0
         return values, valid
 
+    def read_quality(self, level: int, window: Window) -> NDArray[Any]:
+        """Read the codes of the quality band in a window of one level, shape (height, width).
+
+        Raises
+        ------
+        SourceError
+            If the product has no such band, or it cannot be read.
+        """
+        layer = self._quality_layer
+        with network((layer.raster.dataset,)):
+            stored, _ = self._stored(layer, level, window)
+        codes: NDArray[Any] = stored[0]
+        return codes
+
     def _stored(
         self, layer: Layer, level: int, window: Window
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        try:
+        # A server that is away is asked once, and not again for every part of the window.
+        with reaching(layer.raster.dataset):
             return self.readers.get().get(layer, level, self.path).read(window)
-        except RasterioError as fault:
-            # A server that is away is asked once, and not again for every part of the window.
-            gone = unreachable(layer.raster.dataset, fault)
-            if gone is not None:
-                raise gone from fault
-            raise
 
     @property
     def _datasets(self) -> tuple[str, ...]:
         return tuple(layer.raster.dataset for layer in self.layers)
+
+    @cached_property
+    def _quality_layer(self) -> Layer:
+        """Place of the quality band, which is opened only where it is needed."""
+        band = self.quality
+        if band is None:
+            raise SourceError(
+                f"{self.path} has no band that says where clouds are "
+                f"({', '.join(QUALITY_BANDS)}); leave out --mask-clouds"
+            )
+        with network((band.dataset,)):
+            rasters = {band.dataset: _look_at(band.dataset)}
+            return _layers([band], rasters, self.grids, self.path)[0]
 
 
 def open_stack(product: Product, options: Options) -> StackSource:
@@ -139,18 +161,17 @@ def open_stack(product: Product, options: Options) -> StackSource:
     if options.bands is None:
         selected = tuple(i for i in selected if not product.bands[i].is_extra) or selected
     chosen = [product.bands[index] for index in selected]
-    quality = _quality_band(product) if options.mask_clouds else None
-    wanted = [*chosen, *([quality] if quality else [])]
-    with network(tuple(each.dataset for each in wanted)):
-        rasters = {name: _look_at(name) for name in dict.fromkeys(each.dataset for each in wanted)}
+    names = tuple(dict.fromkeys(each.dataset for each in chosen))
+    with network(names):
+        rasters = {name: _look_at(name) for name in names}
         factors, grids, area = _grids(chosen, rasters, options, path)
         layers = _layers(chosen, rasters, grids, path)
-        clouds = _layers([quality], rasters, grids, path)[0] if quality else None
     scales, offsets = _scaling(chosen, rasters)
     first = grids[0]
     transform = tuple(first.transform)[:6]
     unit = None if first.crs is None else str(first.crs.units_factor[0])
-    return StackSource(
+    quality = [each for each in product.bands if is_quality_band(each.band.name)]
+    source = StackSource(
         path=path,
         options=options,
         kind="scene",
@@ -170,30 +191,21 @@ def open_stack(product: Product, options: Options) -> StackSource:
         layers=layers,
         scales=scales,
         offsets=offsets,
-        clouds=(quality.band.name, clouds) if quality and clouds else None,
+        grids=grids,
+        quality=quality[0] if quality else None,
         area=area,
         cell=_cell(layers),
         readers=PerThread(LayerReaders),
     )
+    if options.mask_clouds:
+        # What is missing is said now, and not once a run has begun.
+        source.read_quality(len(grids) - 1, Window(0, 0, 1, 1))
+    return source
 
 
 def _look_at(dataset: str) -> Raster:
-    try:
+    with reaching(dataset):
         return look_at(dataset)
-    except SourceError as error:
-        cause = error.__cause__
-        gone = unreachable(dataset, cause) if isinstance(cause, Exception) else None
-        raise (gone or error) from cause
-
-
-def _quality_band(product: Product) -> ProductBand:
-    for each in product.bands:
-        if is_quality_band(each.band.name):
-            return each
-    raise SourceError(
-        f"{product.path} has no band that says where clouds are (SCL, QA_PIXEL); "
-        "leave out --mask-clouds"
-    )
 
 
 def _grids(
