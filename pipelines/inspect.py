@@ -152,7 +152,9 @@ def _described(item: Listed) -> dict[str, Any]:
         "path": item.path and str(item.path),
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "patch": encoder.config.patch,
-        "about": item.note,
+        "about": item.note
+        if spec is None or spec.tiles is None
+        else f"{item.note}; reads features of {spec.tiles.name} ({spec.tiles.sha256[:12]})",
         "mode": spec.mode if spec else None,
         "bands": list(spec.bands) if spec else [],
         "spacing": spec.spacing if spec else None,
