@@ -35,10 +35,11 @@ class Shown:
         layer, found = self.layer, self.map
         layer.metadata["gigavim"]["threshold"] = threshold
         levels = found.levels(threshold, len(layer.data) if layer.multiscale else 1)
-        layer.data = levels if layer.multiscale else np.asarray(levels[0])
+        # First, or the window would wait once for what it does not know to be read beside it.
         if isinstance(found, NucleiMap):
             keep_fresh(layer, found.pixels)
             keep_fresh(layer, found.probabilities)
+        layer.data = levels if layer.multiscale else np.asarray(levels[0])
 
     def legend(self) -> list[tuple[Colour, str, str]]:
         """Return colour, name and size of the classes that are seen."""
