@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -151,7 +152,7 @@ def _tasks(jobs: Sequence[Job], batch: Batch, name: str) -> list[Task]:
     )
     return [
         Task(
-            job,
+            job if batch.where.local else _anywhere(job),
             resources,
             name,
             __version__,
@@ -162,6 +163,17 @@ def _tasks(jobs: Sequence[Job], batch: Batch, name: str) -> list[Task]:
         )
         for job in jobs
     ]
+
+
+def _anywhere(job: Job) -> Job:
+    """Name files so that workers with another working folder find them."""
+    files = {
+        name: os.path.abspath(value)  # noqa: PTH100 - links stay
+        for name in ("model", "encoder", "mask")
+        if (value := getattr(job.config, name)) is not None and Path(value).is_file()
+    }
+    image = os.path.abspath(job.image) if Path(job.image).exists() else job.image  # noqa: PTH100
+    return Job(image, job.store.absolute(), replace(job.config, **files))
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Lines:
 def print_forecast(rows: Sequence[Forecast], workers: int) -> None:
     """Print what a batch would do, in its order."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("", "image", "tokens", "time", "store", "on the disk meanwhile", "memory"):
+    for name in ("", "image", "tokens", "time", "store", "scratch", "memory"):
         table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
     for number, row in enumerate(rows, 1):
         if row.error is not None:
@@ -53,7 +53,7 @@ def print_forecast(rows: Sequence[Forecast], workers: int) -> None:
             continue
         table.add_row(
             str(number),
-            f"{row.image}\n  to {row.store}",
+            row.image,
             f"{row.tokens:,}",
             _time(row.seconds),
             _size(row.store_bytes),

@@ -252,18 +252,17 @@ class Schedule:
             self._workers()  # is the scheduler there?
             yield from self._lose(flight)
             return
-        self._give_back(flight, to=flight.worker)
         if outcome is None:
             # A fault of ours, or of a library: said, and no other image pays for it.
             text = f"{image.task.job.image}: {type(error).__name__}: {error}"
             self._left(flight, "failed", error=text)
-            summary = Summary(image.task.job.image, "failed", error=text)
-            yield Done(image.number, summary, image.attempts)
-            return
-        if self._again(flight, outcome):
-            return
-        self._left(flight, outcome.summary.status, outcome)
-        yield Done(image.number, outcome.summary, image.attempts, outcome.host, outcome.page)
+            yield Done(
+                image.number, Summary(image.task.job.image, "failed", error=text), image.attempts
+            )
+        elif not self._again(flight, outcome):
+            self._left(flight, outcome.summary.status, outcome)
+            yield Done(image.number, outcome.summary, image.attempts, outcome.host, outcome.page)
+        self._give_back(flight, to=flight.worker)
 
     def _again(self, flight: _Flight, outcome: Outcome) -> bool:
         """Put an image back, if it may succeed later."""

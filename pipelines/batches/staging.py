@@ -63,14 +63,17 @@ class Stage:
         """
         for other in self._copies.keys() - {image, upcoming}:
             self._copies.pop(other).remove()
-        own = self._copies.get(image) or self._begin(image)
-        path = own.wait()
+        path = self._copies[image].wait() if image in self._copies else None
+        if path is None:  # where it was to be the next one, there is more room now
+            path = self._begin(image).wait()
         if upcoming is not None and upcoming not in self._copies:
             self._begin(upcoming)
         try:
             yield path
         finally:
             self._copies.pop(image).remove()
+            with suppress(OSError):  # there is another copy
+                self._own.rmdir()
 
     def _begin(self, image: str) -> _Copy:
         name = hashlib.sha256(image.encode()).hexdigest()[:12]
