@@ -140,8 +140,7 @@ def place(
         If the file lies nowhere, and would have to be resampled.
     """
     own = raster.grid
-    natural = own if own.crs == grids[0].crs else upright_grid(
-        raster.dataset, own, grids[0].crs, path
+    natural = own if own.crs == grids[0].crs else upright_grid(own, grids[0].crs, path
     )  # fmt: skip
     placements = []
     for grid in grids:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import shapely
 from rasterio import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import calculate_default_transform, transform_bounds
 
 from gigavim.errors import SourceError
-from gigavim.sources.raster_source import open_dataset
 
 EXACT = 1e-3
 """Pixels that lie this close to those of another grid, in pixels, are the same."""
@@ -95,13 +94,13 @@ class PixelGrid:
         return PixelGrid(self.crs, moved, bottom - top, right - left)
 
 
-def upright_grid(dataset: str, own: PixelGrid, crs: CRS | None, path: str) -> PixelGrid:
-    """Return a north-up grid for a dataset, in its CRS or another, at about its own resolution.
+def upright_grid(own: PixelGrid, crs: CRS | None, path: str) -> PixelGrid:
+    """Return a north-up grid over another, in its CRS or any, at about its resolution.
 
     Raises
     ------
     SourceError
-        If the dataset lies nowhere, or the other CRS would tear it.
+        If the grid lies nowhere, or the other CRS would tear it.
     """
     is_same = crs is None or crs == own.crs
     if is_same and own.is_upright:
@@ -115,8 +114,20 @@ def upright_grid(dataset: str, own: PixelGrid, crs: CRS | None, path: str) -> Pi
             f"{path} has no CRS and cannot be brought to another; "
             "give it one with gdal_edit.py -a_srs EPSG:..., or leave out --crs"
         )
-    with open_dataset(dataset) as raster, WarpedVRT(raster, crs=crs or own.crs) as warped:
-        grid = PixelGrid(warped.crs, warped.transform, warped.height, warped.width)
+    corners = [
+        GroundControlPoint(row, column, *(own.transform @ (column, row)), 0)
+        for row in (0, own.height)
+        for column in (0, own.width)
+    ]
+    try:
+        transform, columns, rows = calculate_default_transform(
+            own.crs, crs or own.crs, own.width, own.height, gcps=corners
+        )
+    except RasterioError as error:
+        raise SourceError(
+            f"{path} cannot be brought to {_name(crs)} ({error}); choose a --crs made for its place"
+        ) from error
+    grid = PixelGrid(crs or own.crs, transform, rows or 0, columns or 0)
     growth = grid.height * grid.width / (own.height * own.width)
     if _is_at_the_edge(own) and not 1 / TORN < growth < TORN:
         raise SourceError(

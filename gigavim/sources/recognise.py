@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gigavim.sources.band_files import band_files_product, raster_files, raster_product
 from gigavim.sources.folder import open_folder
+from gigavim.sources.geozarr import zarr_product
 from gigavim.sources.landsat import METADATA as LANDSAT_METADATA
 from gigavim.sources.landsat import is_landsat, landsat_product
 from gigavim.sources.products import Product
@@ -16,10 +17,10 @@ from gigavim.sources.stac import is_stac, stac_product
 
 
 def product_at(path: str) -> Product | None:
-    """Return the product that a path is; None where it is a single image, or a Zarr.
+    """Return the product that a path is; None where it is a single image.
 
-    A product is a folder, zip or tar of rasters, its metadata file, a STAC item, or whatever lies
-    elsewhere.
+    A product is a folder, zip or tar of rasters, its metadata file, a STAC item, a Zarr of arrays
+    that lie somewhere, or whatever lies elsewhere.
 
     Raises
     ------
@@ -35,7 +36,7 @@ def product_at(path: str) -> Product | None:
         path = str(Path(path).parent)
     folder = open_folder(path)
     if folder is None:
-        return None
+        return zarr_product(path) if Path(path).is_dir() else None
     if is_safe(folder):
         return safe_product(folder)
     if is_landsat(folder):

@@ -18,9 +18,11 @@ from rasterio.features import geometry_mask
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Window
 from gigavim.sources.area_of_interest import read_area
+from gigavim.sources.array_reader import ArrayReader
 from gigavim.sources.bands import name_bands, select_bands
 from gigavim.sources.clouds import QUALITY_BANDS, cloud_and_shadow, is_quality_band
 from gigavim.sources.file_source import FileSource, Options, PerThread
+from gigavim.sources.geozarr import UNDECODABLE, is_zarr_array, look_at_array
 from gigavim.sources.layers import Layer, LayerReader, Raster, look_at, place
 from gigavim.sources.narrow import read_around
 from gigavim.sources.pixel_grid import (
@@ -36,18 +38,23 @@ from gigavim.sources.remote import network, reaching
 from gigavim.sources.source import Pixels, ReadError
 from gigavim.sources.spacing import transform_spacing, user_spacing
 
+FAULTS = (RasterioError, *UNDECODABLE)
+"""What GDAL and zarr raise on what they cannot decode."""
+
 
 class LayerReaders:
     """The readers of one thread, each opened on first use."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[str, tuple[int, ...], int], LayerReader] = {}
+        self._open: dict[tuple[str, tuple[int, ...], int], LayerReader | ArrayReader] = {}
 
-    def get(self, layer: Layer, level: int, path: str) -> LayerReader:
+    def get(self, layer: Layer, level: int, path: str) -> LayerReader | ArrayReader:
         """Return the reader of a layer at a level."""
         key = layer.raster.dataset, layer.indexes, level
         if key not in self._open:
-            self._open[key] = LayerReader(layer, level, path)
+            is_array = is_zarr_array(layer.raster.dataset)
+            reader = ArrayReader if is_array else LayerReader
+            self._open[key] = reader(layer, level, path)
         return self._open[key]
 
 
@@ -75,7 +82,7 @@ class StackSource(FileSource):
         errors: list[ReadError] = []
         part_of = partial(self._part, level)
         with network(self._datasets):
-            for part, result in read_around(part_of, [window], self.cell, (RasterioError,)):
+            for part, result in read_around(part_of, [window], self.cell, FAULTS):
                 if isinstance(result, Exception):
                     errors.append(ReadError(level, part, _fault(result)))
                     continue
@@ -205,7 +212,7 @@ def open_stack(product: Product, options: Options) -> StackSource:
 
 def _look_at(dataset: str) -> Raster:
     with reaching(dataset):
-        return look_at(dataset)
+        return look_at_array(dataset) if is_zarr_array(dataset) else look_at(dataset)
 
 
 def _grids(
@@ -228,7 +235,7 @@ def _grids(
     # What lies askew is read as it lies, unless it must be resampled all the same.
     if is_placed or is_resampled or not (grid.is_upright or grid.is_turned):
         crs = parse_crs(options.crs) if options.crs else None
-        grid = upright_grid(finest.dataset, grid, crs, path)
+        grid = upright_grid(grid, crs, path)
     area = None
     if options.aoi is not None:
         if grid.crs is None:
