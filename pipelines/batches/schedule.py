@@ -179,9 +179,11 @@ class Schedule:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self._todo.appendleft(heapq.heappop(self._later)[2])
-        for worker in sorted(workers - {flight.worker for flight in self._flying.values()}):
-            if image := self._next():
-                self._begin(image, worker)
+        free = sorted(workers - {flight.worker for flight in self._flying.values()})
+        # All of them before any is told what it will have next.
+        given = [(image, worker) for worker in free if (image := self._next())]
+        for image, worker in given:
+            self._begin(image, worker)
 
     def _next(self) -> _Image | None:
         """Return the next image, if need be one that another worker has copied in vain."""
