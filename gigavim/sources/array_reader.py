@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform_bounds
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Window
 from gigavim.sources.geozarr import open_array, read_array
 from gigavim.sources.layers import TOLERANCE, Layer
+from gigavim.sources.nesting import by_blocks, enlarge
 from gigavim.sources.pixel_grid import PixelGrid
 
 MARGIN = 3
@@ -39,9 +41,20 @@ class ArrayReader:
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window of the scene; see `LayerReader.read`."""
         if self._place.corner is None:
-            return self._assembled(window)
+            shape = self._place.grid.height, self._place.grid.width
+            return by_blocks(self._resampled, window, (BLOCK, BLOCK), shape)
         row, column = self._place.corner
-        return self._stored(Window(window.y + row, window.x + column, window.height, window.width))
+        moved = Window(window.y + row, window.x + column, window.height, window.width)
+        if self._place.times == 1:
+            return self._stored(moved)
+        return enlarge(
+            self._stored,
+            (self._array.shape[-2], self._array.shape[-1]),
+            self._place.times,
+            moved,
+            is_smooth=self._place.resampling != Resampling.nearest,
+            keeps_dtype=not self._layer.is_scaled,
+        )
 
     def _stored(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window of the array itself; what lies beyond it is not valid."""
@@ -62,24 +75,6 @@ class ArrayReader:
         if stored.dtype.kind == "f":
             valid &= np.isfinite(stored).all(0)
         return stored, valid
-
-    def _assembled(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Put a window together from whole blocks of the scene's grid.
-
-        GDAL's kernels feel the size of what they are given, and a pixel must not.
-        """
-        bottom, right = window.y + window.height, window.x + window.width
-        first_y, first_x = window.y // BLOCK * BLOCK, window.x // BLOCK * BLOCK
-        rows = []
-        for y in range(first_y, bottom, BLOCK):
-            blocks = [Window(y, x, BLOCK, BLOCK) for x in range(first_x, right, BLOCK)]
-            stored, valid = zip(*(self._resampled(block) for block in blocks), strict=True)
-            rows.append((np.concatenate(stored, axis=2), np.concatenate(valid, axis=1)))
-        there = np.s_[window.y - first_y : bottom - first_y, window.x - first_x : right - first_x]
-        return (
-            np.concatenate([stored for stored, _ in rows], axis=1)[:, *there],
-            np.concatenate([valid for _, valid in rows])[there],
-        )
 
     def _resampled(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read what a block draws on, and lay it on the scene's grid."""

@@ -1,7 +1,6 @@
 """Bands of one file, read on the grid of the scene: as they lie there, or resampled to it.
 
-GDAL's warper resamples, block by block of the scene's grid, so that a pixel is the same in
-whichever window it is read.
+A pixel is the same in whichever window it is read.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Window
+from gigavim.sources.nesting import by_blocks, enlarge
 from gigavim.sources.pixel_grid import PixelGrid, upright_grid
 from gigavim.sources.raster_source import crs_of, open_dataset
 
@@ -71,8 +71,11 @@ class Placement:
     """Of the scene."""
     overview: int
     """The level of the file's own pyramid, 0 for the finest."""
+    times: int
+    """Pixels of the scene to a side of one of the file, where they nest in it."""
     corner: tuple[int, int] | None
-    """Row and column at which the scene's grid starts in it; None where it is resampled."""
+    """Row and column at which the scene's grid starts in the file, in pixels of the scene; None
+    where the warper must resample it."""
     resampling: Resampling
 
 
@@ -140,8 +143,7 @@ def place(
         If the file lies nowhere, and would have to be resampled.
     """
     own = raster.grid
-    natural = own if own.crs == grids[0].crs else upright_grid(own, grids[0].crs, path
-    )  # fmt: skip
+    natural = own if own.crs == grids[0].crs else upright_grid(own, grids[0].crs, path)
     placements = []
     for grid in grids:
         ratio = math.sqrt(grid.pixel_area / natural.pixel_area)
@@ -153,10 +155,10 @@ def place(
                 if index == 0 or factor <= ratio * (1 + SAME)
             )
         factor = raster.overviews[overview]
-        corner = grid.offset_in(raster.level(overview))
-        placements.append(
-            Placement(grid, overview, corner, _resampling(ratio / factor, has_classes, own, grid))
-        )
+        times = max(1, round(factor / ratio))
+        corner = grid.offset_in(raster.level(overview).reduced(1 / times))
+        resampling = _resampling(ratio / factor, has_classes, own, grid)
+        placements.append(Placement(grid, overview, times, corner, resampling))
     return tuple(placements)
 
 
@@ -199,30 +201,33 @@ class LayerReader:
             Where there are any in all bands, shape (height, width).
         """
         if self._place.corner is None:
-            return self._read(window.y, window.x, window.height, window.width)
+            warped = self._source
+            return by_blocks(self._read, window, warped.block_shapes[0], warped.shape)
         row, column = self._place.corner
-        height, width = self._source.shape
-        top, left = max(0, window.y + row), max(0, window.x + column)
-        bottom = min(height, window.y + row + window.height)
-        right = min(width, window.x + column + window.width)
-        if (bottom - top, right - left) == (window.height, window.width):
-            return self._read(top, left, window.height, window.width)
-        dtype = np.result_type(*(self._dataset.dtypes[index - 1] for index in self._layer.indexes))
-        stored = np.zeros((len(self._layer.indexes), window.height, window.width), dtype)
-        valid = np.zeros((window.height, window.width), np.bool_)
-        if bottom > top and right > left:
-            y, x = top - row - window.y, left - column - window.x
-            there = np.s_[y : y + bottom - top, x : x + right - left]
-            stored[:, *there], valid[there] = self._read(top, left, bottom - top, right - left)
-        return stored, valid
+        moved = Window(window.y + row, window.x + column, window.height, window.width)
+        if self._place.times == 1 and self._holds(moved):
+            return self._read(moved)
+        return enlarge(
+            self._read,
+            self._source.shape,
+            self._place.times,
+            moved,
+            is_smooth=self._place.times > 1 and self._place.resampling != Resampling.nearest,
+            keeps_dtype=not self._layer.is_scaled,
+        )
 
-    def _read(
-        self, top: int, left: int, height: int, width: int
-    ) -> tuple[Numbers, NDArray[np.bool_]]:
-        rows_columns = (top, top + height), (left, left + width)
+    def _holds(self, window: Window) -> bool:
+        height, width = self._source.shape
+        rows = 0 <= window.y <= height - window.height
+        return bool(rows and 0 <= window.x <= width - window.width)
+
+    def _read(self, window: Window) -> tuple[Numbers, NDArray[np.bool_]]:
+        """Read a window of what is open: the file, or the file on the scene's grid."""
+        bottom, right = window.y + window.height, window.x + window.width
+        rows_columns = (window.y, bottom), (window.x, right)
         indexes = list(self._layer.indexes)
         stored = self._source.read(indexes, window=rows_columns)
-        valid = np.ones((height, width), np.bool_)
+        valid = np.ones((window.height, window.width), np.bool_)
         if self._alpha is not None:
             valid &= self._source.read(self._alpha, window=rows_columns) > 0
         elif self._place.corner is not None:
