@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,14 @@ class RunConfig:
     """Height and width of a level-0 pixel, where the user knows better than the file."""
     bands: tuple[str, ...] | None = None
     """Bands to read, by name, index or wavelength; the model's if None."""
+    crs: str | None = None
+    """Reproject a scene to this CRS."""
+    bounds: tuple[float, float, float, float] | None = None
+    """West, south, east and north of what is read of a scene, in the CRS in which it is read."""
+    aoi: str | None = None
+    """A GeoJSON of polygons, outside of which nothing of a scene is read."""
+    mask_clouds: bool = False
+    """Leave out what a scene's quality band says is cloud or shadow."""
     order: Order | None = None
     """The order in which patches are read as a sequence; if None ``cross`` for models of cross
     blocks, which know no other, and ``raster`` for others."""
@@ -61,6 +70,13 @@ class RunConfig:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in fields.items()
         }
+
+
+def source_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `open_source` is told by a configuration, of a `RunConfig` or of a store."""
+    names = ("source_spacing", "bands", "crs", "bounds", "aoi", "mask_clouds")
+    told = {name: configuration[name] for name in names if configuration.get(name)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 
 from gigavim import __version__, models
 from gigavim.checkpoint import load_model
-from gigavim.config import Resources, RunConfig
+from gigavim.config import Resources, RunConfig, source_options
 from gigavim.errors import GigavimError, ModelError
 from gigavim.kernels.scan import scan_backend
 from gigavim.models import Listed, available, shipped, weights_path
@@ -45,7 +45,7 @@ def describe(path: str, config: RunConfig, resources: Resources | None = None) -
     SourceError
         If the image cannot be opened.
     """
-    source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
+    source = open_source(path, **source_options(config.as_dict()))
     finest, own = source.levels[0], source.spacing
     facts: dict[str, Any] = {
         "image": path,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.checkpoint import Model
-from gigavim.config import Mode, RunConfig
+from gigavim.config import Mode, RunConfig, source_options
 from gigavim.errors import BandError, ModelError, NoSpacingError, SourceError
 from gigavim.foreground import data_of, foreground, thumbnail
 from gigavim.geometry import Grid, Spacing
@@ -28,7 +28,7 @@ from gigavim.patches import (
 from gigavim.pipelines.suitable import chosen_model, misfits
 from gigavim.quality import Quality, examine, exclude_qc
 from gigavim.sequence import PatchSequence
-from gigavim.sources import Plane, Source, open_source
+from gigavim.sources import Plane, Source, open_source, reopen
 from gigavim.sources.bands import select_bands
 from gigavim.sources.plane import no_spacing
 from gigavim.stain_normalisation import stain_transform
@@ -134,7 +134,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
     GigavimError
         If the image or the model cannot be opened, or they do not fit.
     """
-    source = open_source(path, source_spacing=config.source_spacing, bands=config.bands)
+    source = open_source(path, **source_options(config.as_dict()))
     model = chosen_model(source, config, device)
     order = _order(config, model)
     heads = _heads(config, model)
@@ -214,8 +214,7 @@ def _fit_bands(source: Source, config: RunConfig, model: Model) -> tuple[Source,
         return source, tuple(found[index] for index in range(len(source.bands)))
     if config.bands is None and found and (partial or len(found) == len(wanted)):
         chosen = [f"{wanted[slot]}={index + 1}" for index, slot in found.items()]
-        reopened = open_source(source.path, source_spacing=config.source_spacing, bands=chosen)
-        return reopened, tuple(found.values())
+        return reopen(source, chosen), tuple(found.values())
     if len(source.bands) == len(wanted) and not found:
         return source, tuple(range(len(wanted)))
     raise BandError(

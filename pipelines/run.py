@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gigavim import __version__
 from gigavim.checkpoint import ModelSpec
 from gigavim.config import Resources, RunConfig
-from gigavim.errors import GigavimError, ModelError
+from gigavim.errors import GigavimError, ModelError, SourceError
 from gigavim.kernels.scan import scan_backend
 from gigavim.pipelines.dense import map_nuclei
 from gigavim.pipelines.encode import (
@@ -46,7 +46,7 @@ from gigavim.pipelines.stream import reader_pool
 from gigavim.precision import product_precision, products_in
 from gigavim.quality import examine
 from gigavim.qupath import qupath_origin
-from gigavim.store import ResultStore, fingerprint
+from gigavim.store import ResultStore, fingerprint, last_changes
 from gigavim.streamed import Mixed, rows_of, sweeps_of
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def run_image(
     """
     started = time.perf_counter()
     stages = Stages()
+    before = last_changes(str(copy or path))
     with stages.measure("open"):
         device = pick_device(resources.device)
         setup = set_up(str(copy or path), config, device)
@@ -161,6 +162,10 @@ def run_image(
             faults=quality.found,
             warnings=plan.warnings,
         )
+        if last_changes(str(copy or path)) != before:
+            raise SourceError(
+                f"{path} changed while it was read; run it again with --force once it is whole"
+            )
         store.finish(
             seconds=summary.seconds,
             stages=summary.stages,
@@ -200,6 +205,8 @@ def _attributes(setup: Setup, path: str, command: Sequence[str]) -> dict[str, An
         del configuration[name]
     if config.mask is not None:
         configuration["mask"] = fingerprint(config.mask)["fingerprint"]
+    if config.aoi is not None:
+        configuration["aoi_fingerprint"] = fingerprint(config.aoi)["fingerprint"]
     return {
         "version": __version__,
         "command": " ".join(command),

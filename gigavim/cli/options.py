@@ -74,6 +74,20 @@ Bands = Annotated[
     str | None,
     typer.Option(help="Bands by name, index or wavelength: red,green,blue,nir or red=3,nir=4."),
 ]
+Crs = Annotated[
+    str | None, typer.Option(help="Reproject a scene, as in EPSG:32633.", metavar="CRS")
+]
+Bounds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="W,S,E,N", help="Read this part of a scene, in the CRS in which it is read."
+    ),
+]
+Aoi = Annotated[str | None, typer.Option(help="GeoJSON polygons: read what of a scene is in them.")]
+MaskClouds = Annotated[
+    bool,
+    typer.Option("--mask-clouds", help="Leave out what a scene's quality band says is cloud."),
+]
 ModeOption = Annotated[
     Mode | None,
     typer.Option(
@@ -123,6 +137,19 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def square(side: float | None) -> tuple[float, float] | None:
     """Return height and width of a pixel, of which the user gave the side."""
     return None if side is None else (side, side)
+
+
+def bounds_in(text: str | None) -> tuple[float, float, float, float] | None:
+    """Return west, south, east and north that the user gave with commas between them."""
+    if text is None:
+        return None
+    try:
+        west, south, east, north = map(float, text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not W,S,E,N, as in 600000,5290000,610000,5300000", param_hint="--bounds"
+        ) from None
+    return west, south, east, north
 
 
 def names_in(names: str | None) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gigavim.config import source_options
 from gigavim.exports.place import new_path
 from gigavim.exports.result import Result
 from gigavim.foreground import thumbnail
@@ -26,13 +27,9 @@ def write_png(result: Result, path: Path, *, head: str | None = None) -> None:
     SourceError
         If the image is not there any more.
     """
-    layer, configuration = result.layer(head), result.about["configuration"]
-    spacing, bands = configuration["source_spacing"], configuration["bands"]
-    source = open_source(
-        result.about["source"]["uri"],
-        source_spacing=None if spacing is None else tuple(spacing),
-        bands=bands,
-    )
+    layer = result.layer(head)
+    options = source_options(result.about["configuration"])
+    source = open_source(result.about["source"]["uri"], **options)
     pixels, ratio_y, ratio_x = thumbnail(source, _SIDE)
     place = layer.registration
     coarser = max(1.0, min(ratio_y / place.cell_y, ratio_x / place.cell_x))

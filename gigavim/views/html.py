@@ -23,6 +23,7 @@ from PIL import Image
 
 from gigavim import __version__
 from gigavim.area import cell_areas
+from gigavim.config import source_options
 from gigavim.errors import SourceError
 from gigavim.exports.result import Layer, Result
 from gigavim.foreground import thumbnail
@@ -212,14 +213,9 @@ def _page(template: str, **content: Any) -> str:
 
 def _overview(result: Result) -> tuple[NDArray[np.uint8], tuple[float, float], str | None]:
     """Return the image, level-0 pixels to one of its rows and columns, and why it is missing."""
-    configuration = result.about["configuration"]
-    spacing = configuration.get("source_spacing")
+    options = source_options(result.about["configuration"])
     try:
-        source = open_source(
-            result.about["source"]["uri"],
-            source_spacing=None if spacing is None else tuple(spacing),
-            bands=configuration.get("bands"),
-        )
+        source = open_source(result.about["source"]["uri"], **options)
         pixels, ratio_y, ratio_x = thumbnail(source, OVERVIEW_SIDE)
     except SourceError as error:
         height, width = result.size

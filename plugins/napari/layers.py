@@ -57,7 +57,7 @@ def image_layers(path: str, results: Results | None = None) -> list[LayerData]:
         If it cannot be read.
     """
     asked = None if results is None else results.store.attributes["configuration"]["bands"]
-    source = open_source(path, bands=asked)
+    source = open_source(path) if results is None else results.open_image(path)
 
     def narrowed(indices: Sequence[int]) -> Source:
         return reopen(source, [asked[i] if asked else source.bands[i].name for i in indices])

@@ -13,7 +13,6 @@ from gigavim.foreground import thumbnail
 from gigavim.ngff import Colour
 from gigavim.plugins.napari.results import Results
 from gigavim.plugins.napari.threshold import HeadMap, PatchMap
-from gigavim.sources import open_source
 from gigavim.views.overlay import write_overlay, write_view
 from gigavim.views.rgb import to_rgb
 
@@ -73,7 +72,7 @@ def save_overlay(
     StoreError
         If the file cannot be written.
     """
-    source = open_source(results.source)
+    source = results.open_image()
     pixels, ratio_y, ratio_x = thumbnail(source, SIDE)
     labels, factor = _fitting(shown, threshold, (ratio_y, ratio_x))
     labels = np.where(np.isin(labels, list(hidden)), np.uint8(0), labels)

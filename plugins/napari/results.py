@@ -13,11 +13,12 @@ import shapely
 from numpy.typing import NDArray
 
 from gigavim import __version__
+from gigavim.config import source_options
 from gigavim.errors import StoreError
 from gigavim.geometry import Spacing
 from gigavim.georeference import Transform
 from gigavim.plugins.napari.world import Affine, from_world, layer_affine, to_world, world_of_level0
-from gigavim.sources import open_source
+from gigavim.sources import Source, open_source
 from gigavim.store import ResultStore, fingerprint
 
 FOREGROUND = "foreground"
@@ -53,6 +54,21 @@ class Results:
         """Whether the image is where it was, and what it was; takes milliseconds."""
         known = self.store.attributes["source"]["fingerprint"]
         return Path(self.source).exists() and fingerprint(self.source)["fingerprint"] == known
+
+    def open_image(self, path: str | None = None) -> Source:
+        """Open the image as the run did.
+
+        Parameters
+        ----------
+        path
+            Where it lies; where `source` says if None.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be read.
+        """
+        return open_source(path or self.source, **_options(self.store))
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -269,6 +285,10 @@ def _class_maps(store: ResultStore) -> tuple[str, ...]:
     return tuple(_ome(store, "labels")["labels"])
 
 
+def _options(store: ResultStore) -> dict[str, Any]:
+    return source_options(store.attributes["configuration"])
+
+
 def _transform(store: ResultStore, heads: Sequence[str], source: str) -> Transform | None:
     """Return where a scene lies, as its maps say, or itself."""
     if FOREGROUND not in heads:
@@ -277,7 +297,7 @@ def _transform(store: ResultStore, heads: Sequence[str], source: str) -> Transfo
                 f"{store.path} is unfinished, and its scene {source} is not there any more; "
                 "say where it is with --source"
             )
-        return open_source(source).transform
+        return open_source(source, **_options(store)).transform
     grid = store.attributes["grid"]
     attributes: Any = store.array(f"labels/{FOREGROUND}/0").attrs
     a, b, c, d, e, f = attributes["spatial:transform"]

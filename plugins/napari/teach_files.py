@@ -18,7 +18,6 @@ from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.probe_map import Taught, stem_of
 from gigavim.plugins.napari.results import Results
 from gigavim.probe_model import model_of, options_of, save_probe
-from gigavim.sources import open_source
 
 GEOJSON = "GeoJSON (*.geojson *.json)"
 MODELS = "Models (*.safetensors *.pth)"
@@ -76,7 +75,7 @@ class TeachFiles(QWidget):
                 show_warning(words)
             self.loaded.emit(results, Path(path).stem, annotations)
 
-        in_background(lambda: read_annotations(Path(path), open_source(results.source)), loaded)
+        in_background(lambda: read_annotations(Path(path), results.open_image()), loaded)
 
     def _on_save(self) -> None:
         results, annotations = self._results, self._annotations
@@ -86,7 +85,7 @@ class TeachFiles(QWidget):
         path = self._ask_path("Save annotations", f"{stem_of(results)}.geojson", GEOJSON)
         if path:
             in_background(
-                lambda: write_annotations(Path(path), drawn, open_source(results.source)),
+                lambda: write_annotations(Path(path), drawn, results.open_image()),
                 lambda _: show_info(f"{path} is written"),
             )
 

@@ -391,3 +391,20 @@ def test_workers_do_not_share_tiles(slide: Path, model: Path, tmp_path: Path) ->
     config = RunConfig(model=str(model), mode="tiles")
     with pytest.raises(GigavimError, match="--mode whole"):
         run_image(str(slide), tmp_path / "t.gigavim.zarr", config, replace(CPU, workers=2))
+
+
+def test_a_part_of_a_scene_is_the_same_part_of_its_map(
+    scene: Path, scene_model: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(model=str(scene_model), mode="tiles")
+    west, north = ORIGIN
+    part = replace(config, bounds=(west + 320, north - 1600, west + 1600, north - 320))
+    stores = {name: tmp_path / f"{name}.gigavim.zarr" for name in ("whole", "part")}
+    run_image(str(scene), stores["whole"], config, CPU)
+    run_image(str(scene), stores["part"], part, CPU)
+    group = zarr.open_group(stores["part"], mode="r")
+    assert group["labels/foreground/0"].attrs["spatial:transform"][2] == west + 320
+    assert group["labels/foreground/0"].shape == (16, 16)
+    # 320 m are four patches of eight pixels.
+    everything = zarr.open_group(stores["whole"], mode="r")["labels/foreground/0"][:]
+    np.testing.assert_array_equal(group["labels/foreground/0"][:], everything[4:20, 4:20])
