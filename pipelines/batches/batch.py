@@ -19,7 +19,7 @@ from gigavim.pipelines.batches.ledger import Ledger, Table
 from gigavim.pipelines.batches.manifest import Job
 from gigavim.pipelines.batches.schedule import Done, Schedule, at_each
 from gigavim.pipelines.batches.staging import StagePlan
-from gigavim.pipelines.batches.worker import Task, forecast_of, pixels_of
+from gigavim.pipelines.batches.worker import Task, clear_stage, forecast_of, pixels_of
 
 INDEX = "index.html"
 
@@ -113,6 +113,8 @@ def run_batch(
             schedule.stop()
             ledger.write("batch ends", outcome=type(error).__name__, counts=counts)
             raise
+        if batch.stage is not None:
+            client.run(clear_stage, batch.stage, on_error="ignore")
         ledger.write("batch ends", outcome="done", counts=counts)
     if batch.pages:
         _write_index(entries, batch.output)

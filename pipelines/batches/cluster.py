@@ -7,6 +7,7 @@ use for it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -85,12 +86,11 @@ def workers_at(where: Where) -> Iterator[Any]:
         elif where.local:
             address = stack.enter_context(_local(where))
         else:
-            address = where.scheduler
+            address = where.scheduler or _address_in(where.scheduler_file)
         name = where.scheduler or where.scheduler_file or "this machine"
-        options = {"scheduler_file": str(where.scheduler_file)} if where.scheduler_file else {}
         try:
             client = stack.enter_context(
-                Client(address, timeout=PATIENCE_S, set_as_default=False, **options)  # type: ignore[no-untyped-call]
+                Client(address, timeout=PATIENCE_S, set_as_default=False)  # type: ignore[no-untyped-call]
             )
             if where.slurm is None:
                 client.wait_for_workers(1, timeout=START_S if where.local else PATIENCE_S)
@@ -104,6 +104,18 @@ def workers_at(where: Where) -> Iterator[Any]:
         if where.slurm is None:
             check_versions(client)
         yield client
+
+
+def _address_in(file: Path | None) -> str:
+    """Return the address that a scheduler wrote; Dask itself would wait for the file for ever."""
+    assert file is not None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GigavimError(
+            f"no Dask workers at {file}: it cannot be read, or has no address; start them with "
+            "`dask scheduler --scheduler-file` and `dask worker --scheduler-file`"
+        ) from error
 
 
 def _local(where: Where) -> Any:

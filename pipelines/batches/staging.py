@@ -75,6 +75,13 @@ class Stage:
             with suppress(OSError):  # there is another copy
                 self._own.rmdir()
 
+    def clear(self) -> None:
+        """Remove all copies: those that were made in vain."""
+        for copy in self._copies.values():
+            copy.remove()
+        self._copies.clear()
+        shutil.rmtree(self._own, ignore_errors=True)
+
     def _begin(self, image: str) -> _Copy:
         name = hashlib.sha256(image.encode()).hexdigest()[:12]
         copy = _Copy(image, self._own / name, self._plan)

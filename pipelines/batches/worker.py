@@ -129,6 +129,12 @@ def forecast_of(task: Task) -> dict[str, Any]:
         return {"error": run["not_possible"]} if "not_possible" in run else run
 
 
+def clear_stage(plan: StagePlan) -> None:
+    """Remove the copies that this worker has made."""
+    with _one_image:
+        _stage(plan).clear()
+
+
 def may_pass(error: BaseException) -> bool:
     """Tell whether trying again may help: a disk or a server failed, not the image."""
     cause: BaseException | None = error

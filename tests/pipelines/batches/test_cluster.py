@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gigavim.errors import GigavimError
+from gigavim.pipelines import share
+from gigavim.pipelines.batches import cluster
+from gigavim.pipelines.batches.cluster import Where, workers_at
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Path]:
+    """The scheduler file of a cluster of one worker that was started by hand."""
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--scheduler-file", str(file), "--port", "0", "--no-dashboard",
+         "--host", "127.0.0.1"], **quiet,
+    )  # fmt: skip
+    worker = subprocess.Popen(
+        [*dask, "worker", "--scheduler-file", str(file), "--nthreads", "3", "--no-nanny",
+         "--no-dashboard"], **quiet,
+    )  # fmt: skip
+    try:
+        while not file.exists():
+            assert scheduler.poll() is None
+        yield file
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait()
+
+
+def environment(client: Any, *names: str) -> list[tuple[str | None, ...]]:
+    found = client.run(lambda: tuple(os.environ.get(name) for name in names))
+    return sorted(found.values())
+
+
+def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    # As if it were not installed: it needs GPUs to start.
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    with workers_at(Where(gpus=("2", "0"))) as client:
+        assert environment(client, "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS") == [
+            ("0", "3"), ("2", "3"),
+        ]  # fmt: skip
+        assert set(client.nthreads().values()) == {3}
+
+
+def test_workers_of_a_running_cluster_are_found_and_stay(
+    running: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE_S", 60)
+    with workers_at(Where(scheduler_file=running)) as client:
+        assert list(client.nthreads().values()) == [3]
+    address = json.loads(running.read_text())["address"]
+    with workers_at(Where(scheduler=address)) as client:
+        assert len(client.nthreads()) == 1
+    monkeypatch.setattr(share, "__version__", "99.0")
+    with (
+        pytest.raises(GigavimError, match=r"has GigaVim .*, this is 99\.0; install the same"),
+        workers_at(Where(scheduler=address)),
+    ):
+        pass
+
+
+def test_a_scheduler_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE_S", 0.5)
+    missing = tmp_path / "scheduler.json"
+    for where in (Where(scheduler="tcp://127.0.0.1:1"), Where(scheduler_file=missing)):
+        with (
+            pytest.raises(GigavimError, match=r"no Dask workers at .*; start them"),
+            workers_at(where),
+        ):
+            pass
+
+
+def test_a_limit_of_memory_is_shared_on_this_machine_and_each_workers_elsewhere() -> None:
+    assert Where(workers=4).memory_each(8_000) == 2_000
+    assert Where(gpus=("0", "1")).memory_each(8_000) == 4_000
+    assert Where(workers=4, scheduler="tcp://host:8786").memory_each(8_000) == 8_000
+    free = Where().memory_each(None)
+    assert free is not None
+    assert abs(Where(workers=2).memory_each(None) or 0) < free
+    assert Where(scheduler="tcp://host:8786").memory_each(None) is None
