@@ -36,6 +36,9 @@ def examine_scene(source: Source, grid: Grid, foreground: NDArray[np.bool_]) -> 
         words.append("no QA band (QA_PIXEL, SCL): clouds were not looked for")
     else:
         cloud, shadow = (covered(mask, grid) for mask in seen)
+        if isinstance(source, StackSource) and source.options.mask_clouds:
+            gone = percent((cloud | shadow).mean())
+            words.append(f"clouds and their shadows are {gone} of the image, and left out")
     saturated, zeros, nodata = _numbers(source, grid, words)
     masks = {SHADOW: shadow, CLOUD: cloud, SATURATED: saturated, ZEROS: zeros}
     quality = Quality.of(masks, foreground, (), borders=(ZEROS,))

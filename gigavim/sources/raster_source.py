@@ -246,6 +246,11 @@ def _dtype(bands: tuple[RasterBand, ...], datasets: Datasets, path: str) -> np.d
             raise SourceError(
                 f"{path}: band {band.index} is complex; write its amplitude to a raster first"
             )
+        if dataset.colorinterp[band.index - 1] == ColorInterp.palette:
+            raise SourceError(
+                f"{path}: band {band.index} holds numbers of a colour table; "
+                "expand it with gdal_translate -expand rgb"
+            )
         types.append(stored if (band.scale, band.offset) == (1, 0) else np.dtype(np.float32))
     return np.result_type(*types)
 

@@ -189,7 +189,10 @@ def test_clouds_and_shadows_are_counted_and_can_be_left_out(safe: Path) -> None:
     quality = examine(source, grid, np.ones(grid.shape, np.bool_))
     assert quality.shares["cloud"] == pytest.approx((480 - 264) / 480, abs=0.04)
     assert quality.shares["cloud shadow"] == pytest.approx(24 / 480, abs=0.04)
-    masked = read_all(open_source(safe, bands=["B04", "B11"], mask_clouds=True))
+    without = open_source(safe, bands=["B04", "B11"], mask_clouds=True)
+    words = examine(without, grid, np.ones(grid.shape, np.bool_)).found
+    assert "clouds and their shadows are 50 % of the image, and left out" in words
+    masked = read_all(without)
     assert masked.valid[:, :240].all()
     assert not masked.valid[:, 240:].any()
 
@@ -516,6 +519,8 @@ def test_a_palette_is_refused_as_a_band(tmp_path: Path) -> None:
         raster.write_colormap(1, {1: (255, 0, 0, 255)})
     with pytest.raises(SourceError, match="B02 holds numbers of a colour table"):
         open_source(tmp_path)
+    with pytest.raises(SourceError, match="band 1 holds numbers of a colour table"):
+        open_source(path)
 
 
 def test_overviews_of_the_files_are_read_at_coarse_levels(tmp_path: Path) -> None:
@@ -532,3 +537,28 @@ def test_overviews_of_the_files_are_read_at_coarse_levels(tmp_path: Path) -> Non
         # At 20 m it is read as it lies.
         assert np.array_equal(fine[..., 1], raster.read(1))
         assert raster.transform == Affine(20, 0, WEST, 0, -20, NORTH)
+
+
+def test_a_real_folder_of_eight_bands_is_one_scene(shared: Path) -> None:
+    folder = shared / "data/scenes/gray_sentinel2_hatteras"
+    source = open_source(folder, bands=["red", "green", "blue"])
+    assert [band.name for band in source.bands] == ["B04", "B03", "B02"]
+    window = Window(700, 900, 50, 60)
+    values = source.read_level(0, window).values
+    for number, name in enumerate(("B04", "B03", "B02")):
+        with rasterio.open(folder / f"2018-10-13_Sentinel-2B_L1C_{name}.tiff") as raster:
+            stored = raster.read(1, window=((700, 750), (900, 960)))
+        assert np.array_equal(values[..., number], stored)
+
+
+def test_real_netcdf_files_of_10_and_20_m_are_one_scene_where_they_overlap(shared: Path) -> None:
+    folder = shared / "data/scenes/xrspatial_s2"
+    with pytest.raises(SourceError, match=r"Blue covers .* SWIR1 .*--bounds"):
+        open_source(folder)
+    source = open_source(folder, bounds=(600_000, 4_698_020, 603_000, 4_700_020))
+    pixels = read_all(source)
+    assert pixels.values.shape == (200, 300, 6)
+    assert pixels.valid.all()
+    swir = read_all(open_source(folder / "swir1_band.nc")).values[..., 0]
+    coarse = pixels.values[..., 4].reshape(100, 2, 150, 2).mean((1, 3))
+    assert np.corrcoef(coarse.ravel(), swir[:100, :150].ravel())[0, 1] > 0.99
