@@ -241,7 +241,8 @@ def _dtype(bands: tuple[RasterBand, ...], datasets: Datasets, path: str) -> np.d
     """Return the type that holds every band after scale and offset."""
     types = []
     for band in bands:
-        stored = np.dtype(datasets.get(band.dataset, 0).dtypes[band.index - 1])
+        dataset = datasets.get(band.dataset, 0)
+        stored = np.dtype(dataset.dtypes[band.index - 1])
         if stored.kind == "c":
             raise SourceError(
                 f"{path}: band {band.index} is complex; write its amplitude to a raster first"
