@@ -1,5 +1,6 @@
 # make demo   a sample slide and a sample scene, mapped; prints where the results are
 # make test   the whole test suite
+# make test-faults  faults alone, and 2,000 damaged files; prints figures as JSON lines
 # make check  what CI runs besides: formatting, lint, types
 #
 # Each makes .venv first, from the exact versions in constraints.txt. PYTHON=python3.12 chooses another.
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test check clean
+.PHONY: demo test test-faults check clean
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/scan/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,6 +27,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults
+	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -219,6 +219,9 @@ def load_model(
     _check_fit(parts, weights, path)
     for prefix, part in parts.items():
         own = {name: weights[prefix + name] for name in part.state_dict()}
+        for name, tensor in own.items():
+            if not torch.isfinite(tensor).all():
+                raise ModelError(f"{path}: {prefix}{name} is not finite; get the weights again")
         part.load_state_dict(own, assign=True)
         part.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
     with path.open("rb") as file:

@@ -84,6 +84,9 @@ def _import_all(model: str) -> None:
     import gigavim.sources.ngff_source
     import gigavim.sources.openslide_source
     import gigavim.sources.raster_source
+    import gigavim.sources.recognise
+    import gigavim.sources.remote
+    import gigavim.sources.stack
     import gigavim.sources.tiff_source
     import gigavim.tissue  # noqa: F401
     from gigavim.checkpoint import load_model

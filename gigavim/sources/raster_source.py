@@ -135,6 +135,8 @@ def open_raster(path: str, options: Options) -> RasterSource:
     dtype = _dtype(chosen, datasets.get(), path)
     crs = crs_of(first)
     transform = tuple(first.transform)[:6]
+    if not np.isfinite(transform).all() or first.transform.is_degenerate:
+        raise SourceError(f"{path} is damaged: its pixels have no area; copy it again")
     placed = crs is not None or not first.transform.is_identity
     unit = _unit(crs)
     return RasterSource(
@@ -303,4 +305,5 @@ def _resolution(dataset: rasterio.DatasetReader) -> Spacing | None:
 
 
 def _compression(dataset: rasterio.DatasetReader) -> str:
-    return dataset.compression.name.lower() if dataset.compression else "none"
+    # A plain string where GDAL knows the name and rasterio does not.
+    return str(getattr(dataset.compression, "name", dataset.compression) or "none").lower()

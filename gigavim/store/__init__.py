@@ -14,8 +14,8 @@
     state/           what a resume needs; gone when the run is complete
 """
 
-from gigavim.store.identity import fingerprint
+from gigavim.store.identity import fingerprint, last_changes
 from gigavim.store.result import ResultStore
 from gigavim.store.running import RunProgress
 
-__all__ = ["ResultStore", "RunProgress", "fingerprint"]
+__all__ = ["ResultStore", "RunProgress", "fingerprint", "last_changes"]

@@ -41,6 +41,11 @@ def fingerprint(path: str) -> dict[str, Any]:
     }
 
 
+def last_changes(path: str) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the last change of every file of a source."""
+    return [(name, size, file.stat().st_mtime_ns) for name, file, size in _files(Path(path))]
+
+
 def _files(path: Path) -> Iterator[tuple[str, Path, int]]:
     """Yield name, path and size of every file of a source, in a fixed order."""
     if path.is_file():
