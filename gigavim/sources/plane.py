@@ -170,6 +170,8 @@ def no_spacing(source: Source) -> str:
 
 def _snap(ratio: float) -> float:
     """Take a ratio that rounding alone keeps from a whole number as that number."""
+    if not math.isfinite(ratio):
+        return ratio
     whole = round(ratio)
     return float(whole) if whole and abs(ratio - whole) <= SAME * whole else ratio
 
