@@ -46,6 +46,12 @@ def product_at(path: str) -> Product | None:
     return None
 
 
+def is_product(path: str) -> bool:
+    """Whether a folder is one scene, and not a folder of images: a SAFE or Landsat product."""
+    folder = open_folder(path) if Path(path).exists() else None
+    return folder is not None and (is_safe(folder) or is_landsat(folder))
+
+
 def single_raster(path: str) -> Product:
     """Take one raster for a product.
 

@@ -53,9 +53,11 @@ def stac_product(path: str) -> Product:
     SourceError
         If it is no item, cannot be reached, or has no raster among its assets.
     """
-    import pystac
-    from pystac.errors import STACError, STACTypeError
-
+    try:
+        import pystac
+        from pystac.errors import STACError, STACTypeError
+    except ImportError as error:
+        raise SourceError(f"{path}: to read STAC items, pip install pystac") from error
     text = fetch(path) if is_remote(path) else Path(path).read_bytes()
     try:
         content = json.loads(text)

@@ -34,6 +34,7 @@ from gigavim.foreground import foreground
 from gigavim.geometry import Grid, Window
 from gigavim.quality import examine
 from gigavim.sources import Pixels, Source, open_source, reopen
+from gigavim.sources.recognise import is_product
 
 INNER = np.s_[12:-12, 12:-12]
 """Pixels whose coarse neighbours all exist: at the rim there is nothing to interpolate with."""
@@ -230,6 +231,14 @@ def test_a_product_is_read_from_its_zip_and_by_its_metadata_file(
     archive = shutil.make_archive(str(tmp_path / "product"), "zip", safe.parent, safe.name)
     for path in (archive, safe / "MTD_MSIL2A.xml"):
         assert np.array_equal(read_all(open_source(path, bands=["red", "B11"])).values, expected)
+
+
+def test_a_product_is_told_from_a_folder_of_images(tmp_path: Path, safe: Path) -> None:
+    write_raster(tmp_path / "a.tif", side_m=50)
+    assert is_product(str(safe))
+    assert not is_product(str(tmp_path))
+    assert not is_product(str(tmp_path / "a.tif"))
+    assert not is_product(str(tmp_path / "gone"))
 
 
 def test_a_joined_scene_pickles_as_its_path_and_is_read_by_many_threads(safe: Path) -> None:
