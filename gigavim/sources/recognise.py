@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gigavim.errors import SourceError
 from gigavim.sources.band_files import band_files_product, raster_files, raster_product
-from gigavim.sources.folder import open_folder
+from gigavim.sources.folder import Folder, open_folder
 from gigavim.sources.geozarr import zarr_product
 from gigavim.sources.landsat import METADATA as LANDSAT_METADATA
 from gigavim.sources.landsat import is_landsat, landsat_product
@@ -37,6 +38,11 @@ def product_at(path: str) -> Product | None:
     folder = open_folder(path)
     if folder is None:
         return zarr_product(path) if Path(path).is_dir() else None
+    if len(products := _products(folder)) > 1:
+        raise SourceError(
+            f"{path} holds {len(products)} products ({', '.join(sorted(products)[:2])}, ...); "
+            "name one of them"
+        )
     if is_safe(folder):
         return safe_product(folder)
     if is_landsat(folder):
@@ -49,7 +55,14 @@ def product_at(path: str) -> Product | None:
 def is_product(path: str) -> bool:
     """Whether a folder is one scene, and not a folder of images: a SAFE or Landsat product."""
     folder = open_folder(path) if Path(path).exists() else None
-    return folder is not None and (is_safe(folder) or is_landsat(folder))
+    return folder is not None and len(_products(folder)) == 1
+
+
+def _products(folder: Folder) -> set[str]:
+    """Return the folders below one that hold the metadata of a product."""
+    patterns = SAFE_METADATA, LANDSAT_METADATA
+    found = (name for name in folder.names if any(each.fullmatch(name) for each in patterns))
+    return {name.rpartition("/")[0] for name in found}
 
 
 def single_raster(path: str) -> Product:

@@ -239,6 +239,11 @@ def test_a_product_is_told_from_a_folder_of_images(tmp_path: Path, safe: Path) -
     assert not is_product(str(tmp_path))
     assert not is_product(str(tmp_path / "a.tif"))
     assert not is_product(str(tmp_path / "gone"))
+    for level in ("1C", "2A"):
+        write_safe(tmp_path / "season", level=level, side_m=120)
+    assert not is_product(str(tmp_path / "season"))
+    with pytest.raises(SourceError, match=r"season holds 2 products .* name one of them"):
+        open_source(tmp_path / "season")
 
 
 def test_a_joined_scene_pickles_as_its_path_and_is_read_by_many_threads(safe: Path) -> None:
