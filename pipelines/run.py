@@ -46,6 +46,7 @@ from gigavim.pipelines.stream import reader_pool
 from gigavim.precision import product_precision, products_in
 from gigavim.quality import examine
 from gigavim.qupath import qupath_origin
+from gigavim.sources.remote import is_remote
 from gigavim.store import ResultStore, fingerprint, last_changes
 from gigavim.streamed import Mixed, rows_of, sweeps_of
 
@@ -217,7 +218,7 @@ def _attributes(setup: Setup, path: str, command: Sequence[str]) -> dict[str, An
             **_reading_tiles(setup.model.spec),
         },
         "source": {
-            "uri": str(Path(path).absolute()),
+            "uri": path if is_remote(path) else str(Path(path).absolute()),
             "reader": source.reader,
             "kind": source.kind,
             "height": source.levels[0].height,
