@@ -95,9 +95,7 @@ def image_scores(plan: Plan, store: ResultStore) -> dict[str, float]:
     return dict(zip(table.names, store.values("image/scores").tolist(), strict=True))
 
 
-def write_maps(
-    plan: Plan, store: ResultStore, maps: Sequence[ClassMap], quality: Quality
-) -> None:
+def write_maps(plan: Plan, store: ResultStore, maps: Sequence[ClassMap], quality: Quality) -> None:
     """Write the foreground, what is wrong with the image and each map, as label pyramids."""
     registration = Registration.of(plan.setup.grid, plan.setup.source)
     read = plan.sequence.scatter(store.values("tokens/valid"), 0)
