@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SCREEN := xvfb libxcb-icccm4 libxcb-keysyms1 libxcb-cursor0 libegl1 libgl1 libgl1-mesa-dri
 STAMP := $(VENV)/installed
 
 .PHONY: demo test test-faults check clean
@@ -25,7 +26,15 @@ demo: $(STAMP)
 	@test -f demo/scene.tif || $(BIN)/gigavim sample scene demo/scene.tif
 	$(BIN)/gigavim run demo/slide.svs demo/scene.tif --output demo
 
-test: $(STAMP)
+# Windows are tested on a screen that nobody sees. Where it is missing and may be installed, it is.
+.PHONY: screen
+screen:
+	@command -v Xvfb >/dev/null || test "$$(uname)" != Linux || test -n "$$DISPLAY" || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		apt-get install -y -qq $(SCREEN) >/dev/null; } || \
+		echo "The viewer's tests will be skipped; to run them: apt-get install $(SCREEN)"
+
+test: $(STAMP) screen
 	$(BIN)/python -m pytest
 
 test-faults: $(STAMP)

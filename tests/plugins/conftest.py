@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,26 @@ with warnings.catch_warnings():
     napari = pytest.importorskip("napari", reason="needs the extra napari")
     # It imports the rest of itself when that is asked for.
     assert napari.Viewer
+
+
+PACKAGES = "xvfb libxcb-icccm4 libxcb-keysyms1 libxcb-cursor0 libegl1 libgl1 libgl1-mesa-dri"
+"""Of Debian and Ubuntu: a screen that nobody sees, and what Qt draws on it with."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def screen() -> None:
+    """Skip where no window opens: Qt would end the whole process."""
+    if sys.platform != "linux":
+        return
+    if not any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+        if shutil.which("Xvfb") is None:
+            pytest.skip(f"there is no screen: apt-get install {PACKAGES}")
+        pytest.skip("there is no screen: pytest-xvfb did not start one")
+    code = "from qtpy.QtWidgets import QApplication; QApplication([])"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if tried.returncode:
+        fault = tried.stderr.strip().splitlines()[:1] or [f"signal {-tried.returncode}"]
+        pytest.skip(f"Qt opens no window here ({fault[0]}): apt-get install {PACKAGES}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
