@@ -13,10 +13,18 @@ from gigavim.exports.geoparquet import write_geoparquet
 from gigavim.exports.geotiff import write_geotiff
 from gigavim.exports.hdf5 import write_clam, write_stamp, write_trident
 from gigavim.exports.ometiff import write_ometiff
+from gigavim.exports.place import new_path
 from gigavim.exports.png import write_png
 from gigavim.exports.result import Result
 from gigavim.exports.spatialdata import write_spatialdata
 from gigavim.exports.stac import write_stac
+from gigavim.views.html import write_report
+
+
+def _write_html(result: Result, path: Path) -> None:
+    with new_path(path) as partial:
+        write_report(result.store.path, partial)
+
 
 OF_A_MAP: Mapping[str, tuple[str, Callable[..., None]]] = {
     "geojson": (".{head}.geojson", write_geojson),
@@ -29,14 +37,15 @@ OF_A_MAP: Mapping[str, tuple[str, Callable[..., None]]] = {
     "spatialdata": (".spatialdata.zarr", write_spatialdata),
 }
 """What a format's file is called after the image's name, and what writes it from a class map."""
-OF_FEATURES: Mapping[str, tuple[str, Callable[[Result, Path], None]]] = {
+OF_ALL: Mapping[str, tuple[str, Callable[[Result, Path], None]]] = {
     "h5-trident": (".trident.h5", write_trident),
     "h5-clam": (".clam.h5", write_clam),
     "h5-stamp": (".stamp.h5", write_stamp),
     "anndata": (".h5ad", write_anndata),
+    "html": (".html", _write_html),
 }
-"""The same of formats for features."""
-FORMATS = (*OF_A_MAP, *OF_FEATURES)
+"""The same of formats that take no class map, or all of them."""
+FORMATS = (*OF_A_MAP, *OF_ALL)
 
 
 def export(
@@ -79,7 +88,7 @@ def export(
     if to not in FORMATS:
         raise ValueError(f"there is no format {to!r}; there are {', '.join(FORMATS)}")
     result = Result.open(store_path)
-    suffix = (OF_A_MAP[to] if to in OF_A_MAP else OF_FEATURES[to])[0]
+    suffix = (OF_A_MAP[to] if to in OF_A_MAP else OF_ALL[to])[0]
     name = f"{result.name}{suffix.format(head=head or result.heads()[0])}"
     path = result.store.path.with_name(name) if output is None else Path(output)
     if path.is_dir() and output is not None and path.suffix != Path(suffix).suffix:
@@ -91,5 +100,5 @@ def export(
     elif to in OF_A_MAP:
         OF_A_MAP[to][1](result, path, head=head)
     else:
-        OF_FEATURES[to][1](result, path)
+        OF_ALL[to][1](result, path)
     return path

@@ -27,6 +27,7 @@ class Format(StrEnum):
     csv = "csv"
     ome_tiff = "ome-tiff"
     stac = "stac"
+    html = "html"
 
 
 class Objects(StrEnum):

@@ -55,7 +55,7 @@ def test_an_unfinished_result_is_refused(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_map_that_is_not_there_is_named_with_those_that_are(store: Path) -> None:
-    with pytest.raises(StoreError, match="no class map 'classify'; it has clusters, foreground"):
+    with pytest.raises(StoreError, match="no class map 'classify'; it has clusters, qc, foreground"):
         export(store, "geojson", head="classify")
 
 
