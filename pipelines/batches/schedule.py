@@ -9,8 +9,9 @@ store that another run has is waited for, as long as that run may turn out to be
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
-import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -87,28 +88,26 @@ def at_each(
     """
     from distributed import KilledWorker
 
-    done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     left = iter(enumerate(tasks))
-    flying = 0
+    flying: dict[int, Any] = {}
+    something_ended = threading.Event()
     while True:
-        while flying < 2 * max(1, len(client.nthreads())):
-            number, task = next(left, (None, None))
-            if number is None:
-                break
-            future = client.submit(work, task, pure=False)
-            future.add_done_callback(lambda future, number=number: done.put((number, future)))
-            flying += 1
+        room = 2 * max(1, len(client.nthreads())) - len(flying)
+        for number, task in itertools.islice(left, max(0, room)):
+            flying[number] = client.submit(work, task, pure=False)
+            flying[number].add_done_callback(lambda future: something_ended.set())
         if not flying:
             return
-        number, future = done.get()
-        flying -= 1
-        try:
-            yield number, future.result()
-        except (KilledWorker, CancelledError) as error:
-            raise GigavimError(
-                f"workers were lost while {tasks[number].job.image} was looked at; "
-                "give them more memory, or leave it out"
-            ) from error
+        something_ended.wait(LOOK_S)
+        something_ended.clear()
+        for number in [n for n, future in flying.items() if future.status != "pending"]:
+            try:
+                yield number, flying.pop(number).result()
+            except (KilledWorker, CancelledError) as error:
+                raise GigavimError(
+                    f"workers were lost while {tasks[number].job.image} was looked at; "
+                    "give them more memory, or leave it out"
+                ) from error
 
 
 class Schedule:
@@ -130,7 +129,7 @@ class Schedule:
         self._later: list[tuple[float, int, _Image]] = []
         self._flying: dict[str, _Flight] = {}
         """By the key of the future."""
-        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._something_ended = threading.Event()
 
     def run(self) -> Iterator[Done]:
         """Do all images; yield each as it is done.
@@ -150,11 +149,11 @@ class Schedule:
                 logger.warning("there are no workers; waiting for some")
             yield from self._look_for_losses(workers)
             self._launch(workers)
-            try:
-                key = self._ended.get(timeout=LOOK_S)
-            except queue.Empty:
-                continue
-            if key in self._flying:
+            # Dask's threads may be late with the word, or fail to give it; the futures know.
+            self._something_ended.wait(LOOK_S)
+            self._something_ended.clear()
+            ended = [key for key, f in self._flying.items() if f.future.status != "pending"]
+            for key in ended:
                 yield from self._land(self._flying.pop(key))
 
     def stop(self) -> None:
@@ -207,7 +206,7 @@ class Schedule:
         )
         self._flying[future.key] = _Flight(image, future, worker, time.monotonic(), upcoming)
         self._ledger.write("begun", image=task.job.image, attempt=image.attempts, worker=worker)
-        future.add_done_callback(lambda future: self._ended.put(future.key))
+        future.add_done_callback(lambda future: self._something_ended.set())
 
     def _look_for_losses(self, workers: set[str]) -> Iterator[Done]:
         """Take images back from workers that are gone."""
