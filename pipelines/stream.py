@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,16 +15,26 @@ Result = TypeVar("Result")
 
 @contextmanager
 def reader_pool(threads: int) -> Iterator[Any]:
-    """Open a Dask client whose workers are threads of this process.
+    """Lend a Dask client whose workers are threads of this process.
 
     Readers spend their time in decoders that release the interpreter lock, and what they return is
-    handed over without a copy.
+    handed over without a copy. The pool stays for the next image, as a pool that is closed leaves
+    half a megabyte behind; Dask ends it with the process.
     """
+    client = _pool(threads)
+    if client.status != "running":
+        _pool.cache_clear()
+        client = _pool(threads)
+    yield client
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> Any:
     from distributed import Client
 
     # A worker stopped in the middle of a read says so at length; our caller says it in a line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with Client(  # type: ignore[no-untyped-call]
+    return Client(  # type: ignore[no-untyped-call]
         processes=False,
         n_workers=1,
         threads_per_worker=threads,
@@ -31,8 +42,7 @@ def reader_pool(threads: int) -> Iterator[Any]:
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
         set_as_default=False,
-    ) as client:
-        yield client
+    )
 
 
 def stream(

@@ -118,7 +118,8 @@ def _address_in(file: Path | None) -> str:
         ) from error
 
 
-def _local(where: Where) -> Any:
+@contextmanager
+def _local(where: Where) -> Iterator[Any]:
     """Start processes on this machine, which share its cores."""
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
@@ -127,12 +128,14 @@ def _local(where: Where) -> Any:
     if where.gpus and importlib.util.find_spec("dask_cuda"):
         from dask_cuda import LocalCUDACluster
 
-        return LocalCUDACluster(
+        with LocalCUDACluster(
             CUDA_VISIBLE_DEVICES=list(where.gpus),
             threads_per_worker=cores,
             memory_limit=0,
             dashboard_address="127.0.0.1:0",
-        )
+        ) as cluster:
+            yield cluster
+        return
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cores))
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     # A worker that is lost says so at length, there and here; we say it in a line, and mend it.
@@ -156,8 +159,23 @@ def _local(where: Where) -> Any:
         # The scheduler insists on a port; a free one lets many batches live side by side.
         "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
     }
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
-        return SpecCluster(workers=workers, scheduler=scheduler)  # type: ignore[no-untyped-call]
+    with (
+        _environment_kept(),
+        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
+        SpecCluster(workers=workers, scheduler=scheduler) as cluster,  # type: ignore[no-untyped-call]
+    ):
+        yield cluster
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Take back what Dask's nannies set in this process, when all they mean is their workers."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:  # what was there, they leave
+            del os.environ[name]
 
 
 @contextmanager

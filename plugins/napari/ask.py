@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Qt, Signal  # type: ignore[attr-defined]
 from qtpy.QtGui import QHideEvent, QShowEvent
 from qtpy.QtWidgets import (
@@ -25,6 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from gigavim.errors import GigavimError
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.marks import (
     ASKED,
     KINDS,
@@ -254,10 +254,12 @@ class AskPanel(QWidget):
         self._show_none()
         rows = _Rows()
         rows.read.connect(self._on_rows)
-        worker = create_worker(_features, results, rows)
-        worker.returned.connect(partial(self._on_read, results))
-        worker.errored.connect(self._on_error)
-        worker.start()
+        in_background(
+            self,
+            partial(_features, results, rows),
+            partial(self._on_read, results),
+            self._on_error,
+        )
 
     def _on_rows(self, results: Results, count: int) -> None:
         if self._reading is results:
@@ -300,10 +302,7 @@ class AskPanel(QWidget):
             if question == self._question:
                 then(found)
 
-        worker = create_worker(work, *args)
-        worker.returned.connect(show)
-        worker.errored.connect(self._on_error)
-        worker.start()
+        in_background(self, partial(work, *args), show, self._on_error)
 
     def _on_error(self, error: BaseException) -> None:
         self._reading = None

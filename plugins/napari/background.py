@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from napari.qt.threading import create_worker
+from qtpy.QtCore import QObject
 
 from gigavim.errors import GigavimError
 from gigavim.plugins.napari.notify import notify
@@ -14,6 +15,7 @@ Found = TypeVar("Found")
 
 
 def in_background(
+    asker: QObject,
     task: Callable[[], Found],
     then: Callable[[Found], None],
     otherwise: Callable[[Exception], None] = notify,
@@ -22,6 +24,8 @@ def in_background(
 
     Parameters
     ----------
+    asker
+        Who goes on: once its window is closed, nobody does.
     otherwise
         Told what went wrong with files and stores; by default in a notification. Any other
         exception is a fault in the code, which napari reports as such.
@@ -34,13 +38,27 @@ def in_background(
         except (GigavimError, OSError, KeyError) as error:
             return None, error
 
-    def go_on(found: tuple[Any, Exception | None]) -> None:
-        result, error = found
-        if error is None:
-            then(result)
-        else:
-            otherwise(error)
-
     worker = create_worker(outcome)
-    worker.returned.connect(go_on)
+    worker.returned.connect(_Hand(asker, then, otherwise).take)
     worker.start()
+
+
+class _Hand(QObject):
+    """Takes what a worker returns; Qt destroys it, and cuts the connection, with its parent."""
+
+    def __init__(
+        self,
+        asker: QObject,
+        then: Callable[[Any], None],
+        otherwise: Callable[[Exception], None],
+    ) -> None:
+        super().__init__(asker)
+        self._then, self._otherwise = then, otherwise
+
+    def take(self, found: tuple[Any, Exception | None]) -> None:
+        result, error = found
+        self.deleteLater()
+        if error is None:
+            self._then(result)
+        else:
+            self._otherwise(error)

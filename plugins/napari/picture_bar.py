@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QWidget
 
 from gigavim.errors import GigavimError
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.picture import save_overlay, save_view
 from gigavim.plugins.napari.shown import Shown, hidden_classes
@@ -58,13 +59,11 @@ class PictureBar(QWidget):
         if shown is None or not path:
             return
         # What is shown now, whatever will be by the time that the image has been read.
-        worker = create_worker(
+        write = partial(
             save_overlay, shown.results, shown.map, shown.threshold, hidden_classes(shown.layer),
             path, shown.title(),
         )  # fmt: skip
-        worker.returned.connect(lambda _: show_info(f"{path} is written"))
-        worker.errored.connect(notify)
-        worker.start()
+        in_background(self, write, lambda _: show_info(f"{path} is written"))
 
     def _ask_path(self, what: str) -> str:
         """Ask where to write a picture; nothing where the person thinks better of it."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from napari.qt.threading import create_worker
 from qtpy.QtCore import Signal  # type: ignore[attr-defined]
 from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QWidget
 
-from gigavim.plugins.napari.notify import notify
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.regions import Region
 
 
@@ -66,10 +65,7 @@ class RegionBar(QWidget):
             return
         if self._regions is None:
             self.words.setText(f"Looking for regions of {self._name} …")
-            worker = create_worker(find)
-            worker.returned.connect(lambda regions: self._found(find, regions, by))
-            worker.errored.connect(notify)
-            worker.start()
+            in_background(self, find, lambda regions: self._found(find, regions, by))
             return
         if not self._regions:
             return

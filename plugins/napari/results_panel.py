@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from napari.qt.threading import create_worker
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
@@ -19,8 +18,8 @@ from qtpy.QtWidgets import (
 )
 
 from gigavim.errors import GigavimError
+from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.class_list import ClassList
-from gigavim.plugins.napari.notify import notify
 from gigavim.plugins.napari.picture_bar import PictureBar
 from gigavim.plugins.napari.region_bar import RegionBar
 from gigavim.plugins.napari.regions import look_at, order_of, regions_of
@@ -187,10 +186,7 @@ class ResultsPanel(QWidget):
         self.classes.set_classes(names, colours, hidden_classes(layer))
         self.opacity.set_value(layer.opacity)
         layer.events.opacity.connect(self._on_layer_opacity)
-        worker = create_worker(read_map, results, head)
-        worker.returned.connect(partial(self._on_map, results, head))
-        worker.errored.connect(notify)
-        worker.start()
+        in_background(self, partial(read_map, results, head), partial(self._on_map, results, head))
 
     def _on_map(self, results: Results, head: str, found: HeadMap) -> None:
         """Say how large the classes are, unless something else is chosen by now."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import napari
 import numpy as np
 import pooch
+from qtpy.QtCore import QCoreApplication
 
 from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.layers import LayerData, never_wait
@@ -58,5 +59,7 @@ def _show(file: str, make: Callable[[Path], None]) -> list[LayerData]:
         end()
         notify(error)
 
-    in_background(lambda: make(path), show, fail)
+    application = QCoreApplication.instance()
+    assert application is not None  # there is a viewer
+    in_background(application, lambda: make(path), show, fail)
     return [(np.zeros((0, 2)), {"name": name}, "points")]

@@ -295,6 +295,7 @@ class TeachPanel(QWidget):
         encoded = known[1] if known is not None and known[0] is results else None
         annotations = self._annotations()
         in_background(
+            self,
             lambda: teach(results, encoded, annotations),
             partial(self._on_taught, results),
             self._on_fault,

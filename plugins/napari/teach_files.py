@@ -75,7 +75,7 @@ class TeachFiles(QWidget):
                 show_warning(words)
             self.loaded.emit(results, Path(path).stem, annotations)
 
-        in_background(lambda: read_annotations(Path(path), results.open_image()), loaded)
+        in_background(self, lambda: read_annotations(Path(path), results.open_image()), loaded)
 
     def _on_save(self) -> None:
         results, annotations = self._results, self._annotations
@@ -85,6 +85,7 @@ class TeachFiles(QWidget):
         path = self._ask_path("Save annotations", f"{stem_of(results)}.geojson", GEOJSON)
         if path:
             in_background(
+                self,
                 lambda: write_annotations(Path(path), drawn, results.open_image()),
                 lambda _: show_info(f"{path} is written"),
             )
@@ -110,6 +111,7 @@ class TeachFiles(QWidget):
                 notify(error)
 
         in_background(
+            self,
             lambda: model_of(results.store, given),
             partial(self._save_model, path, results, taught),
             not_found,
@@ -118,6 +120,7 @@ class TeachFiles(QWidget):
     def _save_model(self, path: Path, results: Results, taught: Taught, model: Model) -> None:
         options = options_of(results.store)
         in_background(
+            self,
             lambda: save_probe(path, taught.probe, results.store, model),
             lambda _: show_info(
                 f"{path} is written; to run it: gigavim run IMAGE --model {path} {options}".strip()

@@ -108,7 +108,8 @@ def test_a_run_that_is_stopped_looks_unfinished_and_goes_on_to_the_same_bits(
     choose_model(panel, model)
     click(qtbot, panel.start)
     store = slide.with_name("slide.gigavim.zarr")
-    qtbot.waitUntil(lambda: panel.stop.isEnabled() and store.exists(), timeout=WAIT_MS)
+    begun = store / "zarr.json"
+    qtbot.waitUntil(lambda: panel.stop.isEnabled() and begun.exists(), timeout=WAIT_MS)
     click(qtbot, panel.stop)
     qtbot.waitUntil(lambda: panel.start.isEnabled(), timeout=WAIT_MS)
     assert panel.message.text() == "stopped; the same run continues where it stopped"

@@ -47,6 +47,8 @@ def environment(client: Any, *names: str) -> list[tuple[str | None, ...]]:
 
 def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     # As if it were not installed: it needs GPUs to start.
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with workers_at(Where(gpus=("2", "0"))) as client:
@@ -54,6 +56,7 @@ def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyP
             ("0", "3"), ("2", "3"),
         ]  # fmt: skip
         assert set(client.nthreads().values()) == {3}
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_workers_of_a_running_cluster_are_found_and_stay(
