@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 import zarr
 from typer.testing import CliRunner
 
@@ -132,6 +133,23 @@ def test_a_raster_without_a_crs_runs_when_its_spacing_is_told(tmp_path: Path) ->
     assert code == 1
     assert "scene.tif" in err
     assert "--source-spacing" in err
+
+
+def test_a_batch_takes_what_a_run_takes_and_means_the_same(tmp_path: Path, model: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    run, batch = ({item.name for item in commands[name].params} for name in ("run", "batch"))
+    assert run <= batch
+    scene = write_scene(tmp_path / "scene.tif")
+    part = ("-m", model, "--bounds", "600000,5298000,602000,5300000", "--mode", "whole", "--no-mask")
+    part += ("--bands", "1,2,3", "--spacing", "20", "--source-spacing", "10")
+    stored = []
+    for command in ("run", "batch"):
+        code, _, err = gigavim(command, scene, "-o", tmp_path / command, *part)
+        assert code == 0, err
+        about = zarr.open_group(tmp_path / command / "scene.gigavim.zarr").attrs["gigavim"]
+        stored.append((about["configuration"], about["grid"]))
+    assert stored[0] == stored[1]
+    assert stored[0][0]["bounds"] == [600000, 5298000, 602000, 5300000]
 
 
 def test_a_wrong_checkpoint_is_refused_in_one_line(slide: Path, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 from gigavim.cli.options import (
+    Aoi,
     Bands,
+    Bounds,
+    Crs,
     Debug,
     Device,
     Encoder,
@@ -19,6 +22,7 @@ from gigavim.cli.options import (
     Heads,
     Json,
     Mask,
+    MaskClouds,
     MaxDeviceMemory,
     MaxMemory,
     Model_,
@@ -32,11 +36,11 @@ from gigavim.cli.options import (
     Tile,
     Trust,
     bytes_in,
+    config_in,
     names_in,
-    square,
 )
 from gigavim.cli.outcome import log_to, or_one_line, print_json
-from gigavim.config import Resources, RunConfig
+from gigavim.config import Resources
 
 
 class Cluster(StrEnum):
@@ -58,6 +62,10 @@ def batch(
     spacing: Spacing_ = None,
     source_spacing: SourceSpacing = None,
     bands: Bands = None,
+    crs: Crs = None,
+    bounds: Bounds = None,
+    aoi: Aoi = None,
+    mask_clouds: MaskClouds = False,
     mode: ModeOption = None,
     order: OrderOption = None,
     head: Heads = None,
@@ -120,6 +128,7 @@ def batch(
     Finished images are skipped, unfinished ones continued, and what fails costs no other its
     result. The folder gets ledger.jsonl, what happened, and summary.csv, what became of each image.
     """
+    config = config_in(locals())
     from gigavim.pipelines.batches.batch import Batch, forecast, run_batch
     from gigavim.pipelines.batches.cluster import Where
     from gigavim.pipelines.batches.console import Lines, print_counts, print_forecast, totals_of
@@ -135,25 +144,6 @@ def batch(
     if stage is None and stage_size is not None:
         raise typer.BadParameter("--stage-size is of --stage, which is not there")
     log_to(log_file, quiet=quiet or as_json)
-    config = RunConfig(
-        model=model,
-        encoder=encoder,
-        tile=tile,
-        trust=trust,
-        mode=None if mode is None else mode.value,
-        spacing=spacing,
-        source_spacing=square(source_spacing),
-        bands=names_in(bands),
-        order=None if order is None else order.value,  # type: ignore[arg-type]
-        heads=tuple(head or ()),
-        clusters=clusters,
-        seed=seed,
-        precision=precision.value,
-        mask=mask,
-        read_all=no_mask,
-        exclude_qc=exclude_qc,
-        stain=None if stain is None else stain.value,
-    )
     where = Where(workers, names_in(gpus) or (), scheduler, scheduler_file, cluster_config)
     plan = Batch(
         output,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gigavim.config import parse_bytes
+from gigavim.config import RunConfig, parse_bytes
 from gigavim.orders import ORDERS
 
 
@@ -132,6 +134,28 @@ MaxDeviceMemory = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def config_in(told: Mapping[str, Any]) -> RunConfig:
+    """Return the part of a command's options that decides the result; defaults where it has none.
+
+    Parameters
+    ----------
+    told
+        By the names of the command's parameters: ``locals()`` at its start.
+    """
+    same = {field.name: told[field.name] for field in fields(RunConfig) if field.name in told}
+    same = {
+        name: value.value if isinstance(value, StrEnum) else value for name, value in same.items()
+    }
+    read = {
+        "source_spacing": square(told["source_spacing"]),
+        "bands": names_in(told["bands"]),
+        "bounds": bounds_in(told["bounds"]),
+        "heads": tuple(told.get("head") or ()),
+        "read_all": told["no_mask"],
+    }
+    return RunConfig(**same | read)
 
 
 def square(side: float | None) -> tuple[float, float] | None:

@@ -34,13 +34,11 @@ from gigavim.cli.options import (
     StainOption,
     Tile,
     Trust,
-    bounds_in,
     bytes_in,
-    names_in,
-    square,
+    config_in,
 )
 from gigavim.cli.outcome import log_to, or_one_line, print_json
-from gigavim.config import Resources, RunConfig
+from gigavim.config import Resources
 
 
 def run(
@@ -91,33 +89,11 @@ def run(
 
     A finished store is skipped, an unfinished one continued.
     """
+    config = config_in(locals())
     from gigavim.pipelines.batch import run_images
     from gigavim.pipelines.console import BarProgress, print_summary
 
     log_to(log_file, quiet=quiet or as_json)
-    config = RunConfig(
-        model=model,
-        encoder=encoder,
-        tile=tile,
-        trust=trust,
-        mode=None if mode is None else mode.value,
-        spacing=spacing,
-        source_spacing=square(source_spacing),
-        bands=names_in(bands),
-        crs=crs,
-        bounds=bounds_in(bounds),
-        aoi=aoi,
-        mask_clouds=mask_clouds,
-        order=None if order is None else order.value,  # type: ignore[arg-type]
-        heads=tuple(head or ()),
-        clusters=clusters,
-        seed=seed,
-        precision=precision.value,
-        mask=mask,
-        read_all=no_mask,
-        exclude_qc=exclude_qc,
-        stain=None if stain is None else stain.value,
-    )
     resources = Resources(
         device=device,
         readers=readers,
@@ -178,27 +154,10 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show what an image is, and what a run would read: tokens, memory, time."""
+    config = config_in(locals())
     from gigavim.pipelines.console import print_description
     from gigavim.pipelines.inspect import describe
 
-    config = RunConfig(
-        model=model,
-        encoder=encoder,
-        tile=tile,
-        trust=trust,
-        mode=None if mode is None else mode.value,
-        spacing=spacing,
-        source_spacing=square(source_spacing),
-        bands=names_in(bands),
-        crs=crs,
-        bounds=bounds_in(bounds),
-        aoi=aoi,
-        mask_clouds=mask_clouds,
-        mask=mask,
-        read_all=no_mask,
-        exclude_qc=exclude_qc,
-        stain=None if stain is None else stain.value,
-    )
     resources = Resources(
         device=device,
         max_memory=bytes_in(max_memory),

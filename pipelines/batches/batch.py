@@ -171,7 +171,7 @@ def _anywhere(job: Job) -> Job:
     """Name files so that workers with another working folder find them."""
     files = {
         name: os.path.abspath(value)  # noqa: PTH100 - links stay
-        for name in ("model", "encoder", "mask")
+        for name in ("model", "encoder", "mask", "aoi")
         if (value := getattr(job.config, name)) is not None and Path(value).is_file()
     }
     image = os.path.abspath(job.image) if Path(job.image).exists() else job.image  # noqa: PTH100

@@ -251,7 +251,7 @@ def _row(
             changes[field] = read(cell)
         except ValueError as error:
             raise GigavimError(f"{line}, {name}: {cell!r} {error}") from error
-        if name in ("mask", "model", "encoder") and (path.parent / cell).is_file():
+        if name in ("mask", "aoi", "model", "encoder") and (path.parent / cell).is_file():
             changes[field] = str(path.parent / cell)
     name = _name(image) if output is None else _chosen_name(output, line)
     return _Found(
@@ -309,10 +309,26 @@ def _square(text: str) -> tuple[float, float]:
     return _positive(text), _positive(text)
 
 
+def _bounds(text: str) -> tuple[float, ...]:
+    try:
+        west, south, east, north = map(float, _names(text))
+    except ValueError:
+        raise ValueError("is not west, south, east, north") from None
+    return west, south, east, north
+
+
+def _yes_or_no(text: str) -> bool:
+    return _one_of(("yes", "no"))(text.lower()) == "yes"
+
+
 COLUMNS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "spacing": ("spacing", _positive),
     "source_spacing": ("source_spacing", _square),
     "mask": ("mask", str),
+    "crs": ("crs", str),
+    "bounds": ("bounds", _bounds),
+    "aoi": ("aoi", str),
+    "mask_clouds": ("mask_clouds", _yes_or_no),
     "model": ("model", str),
     "encoder": ("encoder", str),
     "mode": ("mode", _one_of(get_args(Mode))),

@@ -122,6 +122,21 @@ def test_a_table_sets_what_its_cells_say(tmp_path: Path) -> None:
     assert (b.image, b.config) == ("/data/b.svs", CONFIG)
 
 
+def test_a_table_says_what_part_of_a_scene_is_read(tmp_path: Path) -> None:
+    touch(tmp_path / "farm.geojson")
+    a, b = read(
+        table(
+            tmp_path,
+            "image,crs,bounds,aoi,mask_clouds",
+            'a.tif,EPSG:32633,"600000,5290000,610000,5300000",farm.geojson,Yes',
+            "b.tif,,1 2 3.5 4,,no",
+        )
+    )
+    assert (a.config.crs, a.config.bounds) == ("EPSG:32633", (600000, 5290000, 610000, 5300000))
+    assert (a.config.aoi, a.config.mask_clouds) == (str(tmp_path / "farm.geojson"), True)
+    assert (b.config.bounds, b.config.mask_clouds) == ((1, 2, 3.5, 4), False)
+
+
 def test_one_image_may_be_mapped_in_two_ways(tmp_path: Path) -> None:
     jobs = read(table(tmp_path, "image,spacing", "a.svs,1", "a.svs,2", "a.svs,2"))
     assert [job.config.spacing for job in jobs] == [1, 2]
@@ -143,6 +158,8 @@ def test_semicolons_of_excel_are_read(tmp_path: Path) -> None:
         (["image,spacing", "a.svs,nan"], "line 2, spacing: 'nan' is no size"),
         (["image,mode", "a.svs,hole"], "line 2, mode: 'hole' is none of whole, tiles"),
         (["image,clusters", "a.svs,999"], "line 2, clusters: '999' is no number from 1 to 255"),
+        (["image,bounds", "a.tif,1 2 3"], "line 2, bounds: '1 2 3' is not west, south, east"),
+        (["image,mask_clouds", "a.tif,1"], "line 2, mask_clouds: '1' is none of yes, no"),
         (["image,spacing", ",1"], "line 2: it names no image"),
         (["image", "a.svs,1"], "line 2: 2 cells for 1 columns; put quotes"),
         (["image,output", "a.svs,x", "b.svs,X"], "line [23]: output [xX].* another image too"),
