@@ -140,11 +140,11 @@ def test_a_batch_takes_what_a_run_takes_and_means_the_same(tmp_path: Path, model
     run, batch = ({item.name for item in commands[name].params} for name in ("run", "batch"))
     assert run <= batch
     scene = write_scene(tmp_path / "scene.tif")
-    part = ("-m", model, "--bounds", "600000,5298000,602000,5300000", "--mode", "whole", "--no-mask")
-    part += ("--bands", "1,2,3", "--spacing", "20", "--source-spacing", "10")
+    part = ("-m", model, "--bounds", "600000,5298000,602000,5300000", "--mode", "whole")
+    rest = ("--no-mask", "--bands", "1,2,3", "--spacing", "20", "--source-spacing", "10")
     stored = []
     for command in ("run", "batch"):
-        code, _, err = gigavim(command, scene, "-o", tmp_path / command, *part)
+        code, _, err = gigavim(command, scene, "-o", tmp_path / command, *part, *rest)
         assert code == 0, err
         about = zarr.open_group(tmp_path / command / "scene.gigavim.zarr").attrs["gigavim"]
         stored.append((about["configuration"], about["grid"]))
