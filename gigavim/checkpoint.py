@@ -76,6 +76,8 @@ class ModelSpec:
     std: tuple[float, ...] = ()
     """Per band, after `scale`; empty for ``image``."""
     bands: tuple[str, ...] = ("red", "green", "blue")
+    wavelengths_nm: tuple[float | None, ...] = ()
+    """Centre of each band, None for one that has none; empty where names are all that is known."""
     partial_bands: bool = False
     """Whether it was trained to do with some of its bands, 0 after normalisation in the others."""
     spacing: float | None = None
@@ -117,6 +119,10 @@ class ModelSpec:
                 f"a model of {bands} bands needs {bands} names and, unless normalised per image, "
                 f"means and stds, not {len(self.bands)}, {len(self.mean)} and {len(self.std)}"
             )
+        if len(self.wavelengths_nm) not in (0, bands):
+            raise ValueError(
+                f"{bands} bands have as many wavelengths, not {len(self.wavelengths_nm)}"
+            )
         classes = self.architecture.classes if self.bag is None else self.bag.classes
         if self.classes is not None and len(self.classes.names) != classes:
             raise ValueError(
@@ -148,6 +154,7 @@ class ModelSpec:
         if values.get("decoder"):
             decoder = {name: tuple(value) for name, value in values["decoder"].items()}
             values["decoder"] = DecoderConfig(**decoder)
+        values["wavelengths_nm"] = tuple(values.get("wavelengths_nm", ()))
         values["stain"] = tuple((low, high) for low, high in values.get("stain", ()))
         if values.get("nuclei"):
             values["nuclei"] = NucleiConfig(**values["nuclei"])

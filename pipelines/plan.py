@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,11 +25,11 @@ from gigavim.patches import (
     foreground_blocks,
     tile_blocks,
 )
-from gigavim.pipelines.suitable import chosen_model, misfits
+from gigavim.pipelines.suitable import bands_of, chosen_model, misfits
 from gigavim.quality import Quality, examine, exclude_qc
 from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source, reopen
-from gigavim.sources.bands import select_bands
+from gigavim.sources.bands import match_bands, says_what_it_is
 from gigavim.sources.plane import no_spacing
 from gigavim.stain_normalisation import stain_transform
 
@@ -198,29 +198,31 @@ def make_plan(setup: Setup) -> Plan:
 
 
 def _fit_bands(source: Source, config: RunConfig, model: Model) -> tuple[Source, tuple[int, ...]]:
-    """Find the model's bands among the source's, by name or wavelength, and read those alone.
+    """Find the model's bands among the source's, by wavelength and name, and read those alone.
 
-    Bands that the user chose go to the model in their order where names do not tell.
+    Bands that the user chose, or of which nothing is known, go to the model in their order where
+    nothing tells which is which.
     """
-    wanted, partial = model.spec.bands, model.spec.partial_bands
-    found: dict[int, int] = {}
-    for slot, name in enumerate(wanted):
-        try:
-            (index,) = select_bands([name], source.bands, source.path)
-        except BandError:
-            continue
-        found.setdefault(index, slot)
-    if len(found) == len(source.bands) and (partial or len(found) == len(wanted)):
-        return source, tuple(found[index] for index in range(len(source.bands)))
-    if config.bands is None and found and (partial or len(found) == len(wanted)):
-        chosen = [f"{wanted[slot]}={index + 1}" for index, slot in found.items()]
-        return reopen(source, chosen), tuple(found.values())
-    if len(source.bands) == len(wanted) and not found:
+    wanted, partial = bands_of(model.spec), model.spec.partial_bands
+    # Whoever names a band knows better than the file what it is.
+    named = {item.rpartition("=")[0].strip() for item in config.bands or ()}
+    bands = [replace(b, wavelength_nm=None) if b.name in named else b for b in source.bands]
+    found = match_bands(wanted, bands)
+    fits = bool(found) and (partial or len(found) == len(wanted))
+    if fits and len(found) == len(bands):
+        return source, tuple(sorted(found, key=found.__getitem__))
+    if fits and config.bands is None:
+        chosen = [f"{wanted[slot].name}={index + 1}" for slot, index in found.items()]
+        return reopen(source, chosen), tuple(found)
+    is_open = config.bands is not None or not any(map(says_what_it_is, bands))
+    if len(bands) == len(wanted) and not found and is_open:
         return source, tuple(range(len(wanted)))
+    names = [band.name for band in wanted]
     raise BandError(
-        f"{source.path}: the model takes {', '.join(wanted)}{' or some of them' * partial}, "
-        f"and it has {', '.join(band.name for band in source.bands)}; say which is which, as in "
-        f"--bands {','.join(f'{name}={i}' for i, name in enumerate(wanted[:3], 1))}"
+        f"{source.path}: the model takes {', '.join(map(str, wanted))}"
+        f"{' or some of them' * partial}, and it has {', '.join(map(str, source.bands))}; "
+        f"say which is which, as in "
+        f"--bands {','.join(f'{name}={i}' for i, name in enumerate(names[:3], 1))}"
     )
 
 

@@ -16,7 +16,8 @@ from gigavim.errors import ModelError
 from gigavim.foreground import data_of, thumbnail
 from gigavim.georeference import Registration
 from gigavim.models import shipped, weights_path
-from gigavim.sources import Source
+from gigavim.sources import Band, Source
+from gigavim.sources.bands import match_bands
 from gigavim.stain import stain_shares
 from gigavim.tile_encoder import description_of, lend, load_tile_encoder
 
@@ -134,6 +135,12 @@ def default_model(source: Source, spacing: float | None = None) -> str:
     return weights_path(f"{source.kind}-mini").stem
 
 
+def bands_of(spec: ModelSpec) -> tuple[Band, ...]:
+    """Return the bands that a model takes, with their wavelengths where it knows them."""
+    wavelengths = spec.wavelengths_nm or (None,) * len(spec.bands)
+    return tuple(map(Band, spec.bands, wavelengths))
+
+
 def pixel_side(source: Source) -> float | None:
     """Return the side of a level-0 pixel in µm of a slide, or metres of a scene; None if unknown.
 
@@ -169,11 +176,11 @@ def misfits(source: Source, spec: ModelSpec, slots: Sequence[int], ratio: float)
                 f"the model was trained at {spec.spacing:g} {unit}/px and reads "
                 f"{side * ratio:.3g}; what it says may mean less"
             )
-    wanted = [spec.bands[slot] for slot in slots]
-    if not {band.name for band in source.bands} & set(wanted):
+    if not match_bands(bands_of(spec), source.bands):
         yield (
             f"its bands {', '.join(band.name for band in source.bands)} are taken for "
-            f"{', '.join(wanted)}, in this order; --bands says otherwise"
+            f"{', '.join(spec.bands[slot] for slot in slots)}, in this order; "
+            "--bands says otherwise"
         )
     if spec.normalisation == "fixed" and spec.scale == 1 / 255 and source.dtype != np.uint8:
         yield (

@@ -190,6 +190,7 @@ def pretrain_on(
         mean=mean,
         std=std,
         bands=bands,
+        wavelengths_nm=tuple(band.wavelength_nm for band in first.bands),
         partial_bands=wanted.augmentation.band_dropout > 0,
         spacing=spacing,
         unit=wanted.unit or (own.unit if own is not None and is_known else None),

@@ -17,15 +17,29 @@ COMMON_NM = {
     "red": (620, 690),
     "rededge": (690, 800),
     "nir": (800, 900),
-    "nir08": (850, 900),
-    "nir09": (920, 960),
+    "nir8": (850, 900),
+    "nir9": (920, 960),
     "cirrus": (1360, 1390),
     "swir1": (1550, 1750),
     "swir16": (1550, 1750),
     "swir2": (2050, 2350),
     "swir22": (2050, 2350),
+    "lwir11": (10500, 11500),
+    "lwir12": (11500, 12500),
 }
-"""Where the centre of a common name lies, in nm: STAC's `eo:common_name` table, made disjoint."""
+"""Where the centre of a common name lies, in nm: STAC's `eo:common_name` table, made disjoint,
+without leading zeros."""
+
+OTHER_NAMES = ("pan", "lwir", "vv", "vh", "hh", "hv")
+"""Of bands without one wavelength: panchromatic, thermal, the polarisations of a radar."""
+
+SAME_BAND = 0.03
+"""How far apart the centres of one band of two sensors may be, as a share of the longer one.
+
+Near infrared is 842 nm for Sentinel-2 (B08) and 865 nm for Landsat 8 and 9, 2.7 % more, and the
+other bands that they share are closer. Different bands of one sensor are 5 % apart and more, but
+for B08 and B8A, which are 2.7 % apart and see the same: what is nearer wins.
+"""
 
 SENTINEL_2_NM = {
     "b1": 443, "b2": 490, "b3": 560, "b4": 665, "b5": 705, "b6": 740, "b7": 783, "b8": 842,
@@ -75,6 +89,64 @@ def name_bands(
     )
 
 
+def match_bands(wanted: Sequence[Band], available: Sequence[Band]) -> dict[int, int]:
+    """Find which band is which of those that a model knows, by what both say of themselves.
+
+    Two bands are one if their wavelengths are within `SAME_BAND`; where one of them has none, if
+    its common name (``nir``) fits the other's wavelength or common name; and where neither tells
+    more, if their names are equal. ``B05`` of Landsat is not ``B05`` of Sentinel-2. Each band
+    matches one other at most: equal names first, then the nearest wavelengths.
+
+    Returns
+    -------
+    matched
+        For each wanted band that there is, in their order, which of the available ones it is.
+
+    Examples
+    --------
+    >>> sentinel = [Band("B04", 665), Band("B05", 705), Band("B08", 842)]
+    >>> landsat = [Band("B4", 655), Band("B5", 865), Band("B10", 10895)]
+    >>> match_bands(sentinel, landsat)
+    {0: 0, 2: 1}
+    """
+    pairs = sorted(
+        (_plain(a.name) != _plain(b.name), gap, i, j)
+        for i, a in enumerate(wanted)
+        for j, b in enumerate(available)
+        if (gap := _gap(a, b)) is not None
+    )
+    matched: dict[int, int] = {}
+    for _, _, i, j in pairs:
+        if i not in matched and j not in matched.values():
+            matched[i] = j
+    return dict(sorted(matched.items()))
+
+
+def says_what_it_is(band: Band) -> bool:
+    """Whether a band has a wavelength or a name that is more than a number."""
+    return band.wavelength_nm is not None or _plain(band.name) in (*COMMON_NM, *OTHER_NAMES)
+
+
+def _gap(a: Band, b: Band) -> float | None:
+    """Return how far apart two bands that may be one are; None for those that are two."""
+    if a.wavelength_nm is not None and b.wavelength_nm is not None:
+        gap = abs(a.wavelength_nm - b.wavelength_nm) / max(a.wavelength_nm, b.wavelength_nm)
+        return gap if gap <= SAME_BAND else None
+    if _plain(a.name) == _plain(b.name):
+        return 0.0
+    (low, high), (other_low, other_high) = _range(a), _range(b)
+    is_within = other_low <= low < other_high or low <= other_low < high
+    return SAME_BAND if is_within else None
+
+
+def _range(band: Band) -> tuple[float, float]:
+    """Return from where to where the centre of a band may be, in nm; nowhere if it is unknown."""
+    if band.wavelength_nm is not None:
+        return band.wavelength_nm, band.wavelength_nm
+    low, high = COMMON_NM.get(_plain(band.name), (0, 0))
+    return float(low), float(high)
+
+
 def sensor_bands(names: Sequence[str], path: str) -> tuple[Band, ...]:
     """Give bands their wavelengths where names and file name tell the sensor."""
     plain = [re.sub(r"^sr", "", _plain(name)) for name in names]
@@ -121,12 +193,8 @@ def _find(item: str, available: Sequence[Band], path: str) -> int:
             return index
     if is_index:
         return int(wanted) - 1
-    has = ", ".join(f"{number} {_describe(band)}" for number, band in enumerate(available, 1))
+    has = ", ".join(f"{number} {band}" for number, band in enumerate(available, 1))
     raise BandError(f"{path} has no band {meant!r}; it has {has}: say which by number or name")
-
-
-def _describe(band: Band) -> str:
-    return f"{band.name} ({band.wavelength_nm:g}nm)" if band.wavelength_nm else band.name
 
 
 def _plain(name: str) -> str:

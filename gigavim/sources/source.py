@@ -20,6 +20,9 @@ class Band:
     wavelength_nm: float | None = None
     """Centre of the band, where the file says it."""
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.wavelength_nm:g}nm)" if self.wavelength_nm else self.name
+
 
 RGB = (Band("red"), Band("green"), Band("blue"))
 

@@ -148,6 +148,7 @@ def _described(project: Project, listed: Sequence[ListedImage], begun: Model | N
             scale=1 / 255 if source.dtype == np.uint8 else 1.0,
             normalisation="image",  # until they are read
             bands=names,
+            wavelengths_nm=tuple(band.wavelength_nm for band in source.bands),
             spacing=project.spacing or (own.x if own is not None and is_known else None),
             unit=project.unit or (own.unit if own is not None and is_known else None),
             tile=side,

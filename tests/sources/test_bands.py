@@ -8,7 +8,8 @@ import rasterio
 
 from gigavim.errors import BandError
 from gigavim.geometry import Window
-from gigavim.sources import open_source
+from gigavim.sources import Band, open_source
+from gigavim.sources.bands import LANDSAT_7_NM, LANDSAT_8_NM, SENTINEL_2_NM, match_bands
 
 SENTINEL = ("B01", "B02", "B03", "B04", "B05", "B08", "B8A", "B11")
 
@@ -37,6 +38,7 @@ def read(path: Path, bands: list[str] | None) -> tuple[list[str], list[int]]:
     [
         ("B04", 4), ("b4", 4), ("B_4", 4), ("b 04", 4), ("B8", 6), ("B8A", 7),
         ("red", 4), ("Green", 3), ("blue", 2), ("nir", 6), ("swir1", 8), ("coastal", 1),
+        ("nir08", 7),
         ("665nm", 4), ("670 nm", 4), ("864.7nm", 7),
         ("1", 1), ("8", 8),
     ],
@@ -103,3 +105,33 @@ def test_a_real_scene_knows_its_bands(shared: Path) -> None:
     source = open_source(path, bands=["red", "green", "blue", "nir", "1610nm"])
     assert [band.name for band in source.bands] == ["B4", "B3", "B2", "B8", "B11"]
     assert [band.wavelength_nm for band in source.bands] == [665, 560, 490, 842, 1610]
+
+
+@pytest.mark.parametrize("other", [LANDSAT_8_NM, LANDSAT_7_NM])
+def test_sensors_share_these_bands_and_no_others(other: dict[str, int]) -> None:
+    wanted = [Band(f"sentinel {name}", nm) for name, nm in SENTINEL_2_NM.items()]
+    available = [Band(f"landsat {name}", nm) for name, nm in other.items()]
+    matched = {
+        wanted[i].name.split()[1]: available[j].name.split()[1]
+        for i, j in match_bands(wanted, available).items()
+    }
+    if other is LANDSAT_8_NM:
+        pairs = {"b1": "b1", "b2": "b2", "b3": "b3", "b4": "b4", "b8a": "b5", "b10": "b9"}
+        assert matched == pairs | {"b11": "b6", "b12": "b7"}
+    else:
+        # Its panchromatic band has its centre at the red edge, and nobody reads it unasked.
+        pairs = {"b2": "b1", "b3": "b2", "b4": "b3", "b8": "b4", "b11": "b5", "b12": "b7"}
+        assert matched == pairs | {"b5": "b8"}
+
+
+def test_where_two_bands_would_do_the_same_name_wins_and_then_the_nearer() -> None:
+    here = [Band("B8A", 865), Band("B08", 842)]
+    assert match_bands([Band("B08", 842), Band("nir", 865)], here) == {0: 1, 1: 0}
+    assert match_bands([Band("x", 850), Band("nir08")], here) == {0: 1, 1: 0}
+    assert match_bands([Band("B8A", 842)], here) == {0: 0}
+
+
+def test_common_names_match_without_a_wavelength_on_either_side() -> None:
+    assert match_bands([Band("swir1"), Band("red")], [Band("Red"), Band("swir16")]) == {0: 1, 1: 0}
+    assert match_bands([Band("red", 665)], [Band("red")]) == {0: 0}
+    assert match_bands([Band("red")], [Band("B05", 705), Band("VV"), Band("1")]) == {}
