@@ -8,6 +8,9 @@ import pytest
 from gigavim.pipelines.stream import reader_pool, stream
 
 
+NOTED: list[int] = []
+
+
 class Counter:
     """Counts what is submitted and not yet taken."""
 
@@ -28,6 +31,12 @@ def slow_first(item: int) -> int:
 def fail_on_two(item: int) -> int:
     if item == 2:
         raise OSError("gone")
+    return item
+
+
+def note(item: int) -> int:
+    NOTED.append(item)
+    time.sleep(0.02)
     return item
 
 
@@ -58,3 +67,15 @@ def test_tasks_run_beside_the_caller() -> None:
         names = set(stream(client, thread_name, range(8), ahead=4))
     assert threading.current_thread().name not in names
     assert len(names) == 2
+
+
+def test_a_run_that_ends_in_an_error_leaves_nothing_for_the_next_to_wait_for() -> None:
+    with pytest.raises(KeyboardInterrupt) as kept, reader_pool(1) as client:
+        for _ in stream(client, note, range(100), ahead=100):
+            raise KeyboardInterrupt
+    assert kept.value.__traceback__  # which keeps the stream alive
+    begun = len(NOTED)
+    with reader_pool(1) as client:
+        assert list(stream(client, note, [-1], ahead=1)) == [-1]
+    assert NOTED[-1] == -1
+    assert len(NOTED) <= begun + 2
