@@ -90,8 +90,22 @@ def finish_label(
         "multiscales": [{"name": name, "type": "mode", **multiscales}],
         "image-label": image_label,
     }
+    for dataset in multiscales["datasets"]:
+        _array(group, dataset["path"]).attrs.update(_flags(names))
     listed: Any = parent.attrs.get("ome", {"labels": []})
     parent.attrs["ome"] = {"version": "0.5", "labels": sorted({*listed["labels"], name})}
+
+
+def _flags(names: Sequence[str]) -> dict[str, Any]:
+    """Say what the values of a class map mean, in the words of CF and of rioxarray.
+
+    Without ``_FillValue``, for which xarray would turn classes into floats.
+    """
+    return {
+        "nodata": 0,
+        "flag_values": list(range(1, len(names) + 1)),
+        "flag_meanings": " ".join("_".join(name.split()) for name in names),
+    }
 
 
 def write_image(

@@ -114,12 +114,14 @@ def _regions(result: Result, layer: Layer) -> Iterator[Described]:
         polygons = shapely.orient_polygons(polygons)
     else:
         polygons = to_level0(found.polygons, layer.registration)
-    area_name = "Area µm^2" if result.is_slide else "area_m2"
+    # QuPath's words for a slide, GeoParquet's columns for a scene.
+    names = ("Area µm^2", "Share", "Mean probability")
+    if not result.is_slide:
+        names = ("area_m2", "share", "score_mean")
     for polygon, class_, *figures in zip(
         polygons, found.classes, found.areas, found.shares, found.probabilities, strict=True
     ):
         rings = [shapely.get_coordinates(ring) for ring in (polygon.exterior, *polygon.interiors)]
-        names = (area_name, "Share", "Mean probability")
         measured = {
             name: round(float(figure), 6)
             for name, figure in zip(names, figures, strict=True)
@@ -188,6 +190,9 @@ def _properties(kind: str, layer: Layer, class_: int, measured: dict[str, float]
     if class_:
         name, colour = layer.names[class_ - 1], layer.colours[class_ - 1]
         properties["classification"] = {"name": name, "color": list(colour)}
+        if _in_degrees(layer):
+            # QGIS makes no columns of what is nested.
+            properties |= {"class_name": name, **measured}
     return properties
 
 

@@ -15,6 +15,7 @@ from gigavim.exports.geotiff import write_geotiff
 from gigavim.exports.place import new_path
 from gigavim.exports.regions import LONGITUDE_LATITUDE, to_crs
 from gigavim.exports.result import Layer, Result
+from gigavim.sources.remote import is_remote
 
 _EXTENSIONS = (
     "projection/v2.0.0",
@@ -65,6 +66,7 @@ def _item(result: Result, layer: Layer, geotiff: Path, folder: Path) -> dict[str
     # What the model takes; a band of an item's properties would be one of its assets'.
     bands = [{"name": name, "data_type": "float32"} for name in about["source"]["bands"]]
     store = os.path.relpath(result.store.path, folder)
+    uri = about["source"]["uri"]
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -81,7 +83,7 @@ def _item(result: Result, layer: Layer, geotiff: Path, folder: Path) -> dict[str
             "processing:software": {"gigavim": about["version"]},
             **_model(result, layer),
         },
-        "links": [{"rel": "derived_from", "href": Path(about["source"]["uri"]).as_uri()}],
+        "links": [{"rel": "derived_from", "href": uri if is_remote(uri) else Path(uri).as_uri()}],
         "assets": {
             "classes": {
                 "href": os.path.relpath(geotiff, folder),

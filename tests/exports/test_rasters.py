@@ -41,6 +41,20 @@ def test_rio_cogeo_finds_it_valid(scene: Result, tmp_path: Path) -> None:
     assert valid, (errors, warnings)
 
 
+def test_overviews_have_the_class_that_most_of_their_cells_have(
+    scene: Result, tmp_path: Path
+) -> None:
+    # Three of four cells are of one class, the fourth is of another.
+    coarse = np.random.default_rng(0).integers(1, 4, (600, 700), np.uint8)
+    fine = coarse.repeat(2, 0).repeat(2, 1)
+    fine[::2, ::2] = 1 + fine[::2, ::2] % 3
+    write_geotiff(_with_map(scene, tmp_path, fine), tmp_path / "s.tif", head="large")
+    with rasterio.open(tmp_path / "s.tif") as raster:
+        assert raster.overviews(1)[0] == 2
+    with rasterio.open(tmp_path / "s.tif", overview_level=0) as overview:
+        np.testing.assert_array_equal(overview.read(1), coarse)
+
+
 def test_a_border_lies_where_it_lies_on_the_ground(scene: Result, tmp_path: Path) -> None:
     write_geotiff(scene, tmp_path / "s.tif", head="clusters")
     with rasterio.open(tmp_path / "s.tif") as raster:
@@ -117,6 +131,17 @@ def _with_map(result: Result, folder: Path, labels: np.ndarray) -> Result:
     group = zarr.open_group(copy / "labels", mode="r+")
     write_label(group, "large", labels, layer.names, layer.colours, layer.registration)
     return Result.open(copy)
+
+
+@pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+def test_classes_stay_whole_numbers_in_xarray_and_say_what_they_mean(scene: Result) -> None:
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("rioxarray")
+    data = xarray.open_zarr(scene.store.path, group="labels/classify", consolidated=False)["0"]
+    assert data.dtype == np.uint8
+    assert data.rio.nodata == 0
+    meanings = dict(zip(data.flag_values, data.flag_meanings.split(), strict=True))
+    assert meanings == dict(enumerate(TABLE.names, start=1))
 
 
 @pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def test_its_extensions_say_what_raster_classes_and_model_are(
     weights = item.assets["model"]
     assert weights.href == f"urn:sha256:{scene.about['model']['weights_sha256']}"
     assert weights.extra_fields["mlm:artifact_type"] == "safetensors.torch.save_file"
+
+
+def test_an_image_from_the_network_is_named_by_its_address(scene: Result, tmp_path: Path) -> None:
+    address = "https://example.org/scenes/S2A.tif"
+    about = scene.about | {"source": scene.about["source"] | {"uri": address}}
+    write_stac(dataclasses.replace(scene, about=about), tmp_path / "s.json")
+    item = pystac.Item.from_file(str(tmp_path / "s.json"))
+    assert [link.href for link in item.get_links("derived_from")] == [address]
 
 
 def test_a_slide_is_no_item(slide: Result, tmp_path: Path) -> None:

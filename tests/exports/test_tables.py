@@ -10,6 +10,7 @@ import pytest
 import shapely
 
 from gigavim.exports.csv import write_csv
+from gigavim.exports.geojson import write_geojson
 from gigavim.exports.geoparquet import write_geoparquet
 from gigavim.exports.result import Result
 from images import TABLE
@@ -31,6 +32,22 @@ def test_geopandas_reads_the_regions_of_a_scene_with_their_crs(
     np.testing.assert_allclose(frame.area_m2, frame.to_crs("EPSG:6933").area, rtol=1e-4)
     np.testing.assert_allclose(frame.share, 0.5)
     assert set(frame.class_name) == {"cluster 1", "cluster 2"}
+
+
+@pytest.mark.parametrize("to", ["geojson", "parquet"])
+def test_areas_are_those_on_the_ellipsoid(scene: Result, tmp_path: Path, to: str) -> None:
+    geopandas = pytest.importorskip("geopandas")
+    pyproj = pytest.importorskip("pyproj")
+    write, read = {
+        "geojson": (write_geojson, geopandas.read_file),
+        "parquet": (write_geoparquet, geopandas.read_parquet),
+    }[to]
+    write(scene, tmp_path / f"s.{to}", head="clusters")
+    frame = read(tmp_path / f"s.{to}").to_crs("EPSG:4326")
+    earth = pyproj.Geod(ellps="WGS84")
+    areas = [abs(earth.geometry_area_perimeter(shape)[0]) for shape in frame.geometry]
+    assert len(areas) == 2
+    np.testing.assert_allclose(frame["area_m2"], areas, rtol=1e-4)
 
 
 def test_mean_probabilities_stand_beside_classes(scene: Result, tmp_path: Path) -> None:
