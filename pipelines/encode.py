@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from gigavim.streamed import (
     rows_of,
 )
 
+Placed = tuple[NDArray[np.int64], torch.Tensor]
+"""Tokens, and their places in a sequence."""
 ROWS_AT_ONCE = 32_768
 """Rows of the sequence that are put in order together."""
 BLOCKS_HELD = 64
@@ -121,6 +123,7 @@ def mix_whole(
     chunk: int,
     residual_on: Place,
     on_chunk: Callable[[int], None],
+    tokens: Iterable[Placed] | None = None,
 ) -> Iterator[Mixed]:
     """Let all tokens of the image see each other, as one sequence of those that could be read.
 
@@ -134,6 +137,9 @@ def mix_whole(
         Where the residual stream waits between layers; from the disk a killed run continues.
     on_chunk
         Told the rows of each chunk of each layer and direction.
+    tokens
+        Those of the valid patches with their positions, and their places among them; by default
+        those in the blocks of the store.
 
     Yields
     ------
@@ -153,7 +159,9 @@ def mix_whole(
                 DiskScratch(folder, identity, rows, width, chunk, like, tables=tables)
             )
 
-        tokens, residual = _tokens_by_block(plan, store, valid), scratch("mixing", config.width)
+        if tokens is None:
+            tokens = tokens_by_block(plan, store, valid)
+        residual = scratch("mixing", config.width)
         index = torch.from_numpy(plan.sequence.index[valid])
         if config.block == "cross":
             inner = scratch("inner", config.inner, INNER_TABLES)
@@ -224,9 +232,7 @@ def features_in_order(
         yield part
 
 
-def _tokens_by_block(
-    plan: Plan, store: ResultStore, valid: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+def tokens_by_block(plan: Plan, store: ResultStore, valid: NDArray[np.bool_]) -> Iterator[Placed]:
     """Yield the places among the valid patches, and the tokens with their positions, by block."""
     encoder, grid = plan.setup.model.encoder, plan.setup.grid
     missing = np.flatnonzero(~valid)

@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 HEADS = ("features", "classify", "clusters", "nuclei")
 
 
+class NothingToReadError(SourceError):
+    """Nothing of the image is foreground."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """An image and a model that fit each other; no more than a thumbnail is read yet."""
@@ -159,8 +163,10 @@ def make_plan(setup: Setup) -> Plan:
 
     Raises
     ------
+    NothingToReadError
+        If there is no foreground.
     SourceError
-        If there is no foreground, or the image cannot be read.
+        If the image cannot be read.
     """
     config, source, plane, grid = setup.config, setup.source, setup.plane, setup.grid
     found = foreground(source, grid, mask=config.mask, read_all=config.read_all)
@@ -170,7 +176,7 @@ def make_plan(setup: Setup) -> Plan:
         found = exclude_qc(found, quality)
     if not found.any():
         what = "no tissue" if source.kind == "slide" else "no valid pixel"
-        raise SourceError(
+        raise NothingToReadError(
             f"{source.path}: {what} was found; --no-mask reads everything, "
             "--mask FILE says where to look"
         )

@@ -92,15 +92,9 @@ def run_image(
     stages = Stages()
     before = last_changes(str(copy or path))
     with stages.measure("open"):
-        device = pick_device(resources.device)
+        device = ready_device(config, resources)
         setup = set_up(str(copy or path), config, device)
-        scan = scan_backend(device, torch.float32)
-        if scan.name in ("torch", "reference"):
-            logger.warning("the scan is slow here: %s; `gigavim doctor` has the fix", scan.reason)
-        products = product_precision(device, config.precision)
-        if products.precision != config.precision:
-            logger.warning("products are computed in %s: %s", products.precision, products.reason)
-        attributes = _attributes(setup, path, command) | {"batch": batch}
+        attributes = attributes_of(setup, path, command) | {"batch": batch}
         force = force and not (batch and ResultStore.batch_of(store_path) == batch)
     if not force and ResultStore.is_finished(store_path, attributes):
         return Summary(path, "skipped", store=str(store_path))
@@ -177,6 +171,24 @@ def run_image(
     return summary
 
 
+def ready_device(config: RunConfig, resources: Resources) -> str:
+    """Return the device to run on, and say in the log what is slow or less exact on it.
+
+    Raises
+    ------
+    GigavimError
+        If the one that was asked for is not there.
+    """
+    device = pick_device(resources.device)
+    scan = scan_backend(device, torch.float32)
+    if scan.name in ("torch", "reference"):
+        logger.warning("the scan is slow here: %s; `gigavim doctor` has the fix", scan.reason)
+    products = product_precision(device, config.precision)
+    if products.precision != config.precision:
+        logger.warning("products are computed in %s: %s", products.precision, products.reason)
+    return device
+
+
 def pick_device(name: str) -> str:
     """Return the device to run on.
 
@@ -197,7 +209,7 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _attributes(setup: Setup, path: str, command: Sequence[str]) -> dict[str, Any]:
+def attributes_of(setup: Setup, path: str, command: Sequence[str]) -> dict[str, Any]:
     """Say what the store is of; `configuration`, `model` and `source` make the run what it is."""
     config, source, grid = setup.config, setup.source, setup.grid
     configuration = config.as_dict() | {"order": setup.order, "mode": setup.mode}

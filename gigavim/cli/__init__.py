@@ -17,6 +17,7 @@ from gigavim.cli.batch import batch
 from gigavim.cli.export import export
 from gigavim.cli.here import bench, doctor, models, sample
 from gigavim.cli.run import info, run
+from gigavim.cli.stack import stack
 from gigavim.cli.train import evaluate, pretrain, train
 from gigavim.cli.view import view
 from gigavim.memory import keep_freed_memory
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    run, batch, info, view, export, train, pretrain, evaluate, models, sample, doctor, bench,
+    run, batch, stack, info, view, export, train, pretrain, evaluate, models, sample, doctor, bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -71,7 +71,7 @@ class BlockState:
         }
         if shown is not None:
             arrays |= {"cells": shown.cells, "labels": shown.labels}
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_file(self._file(block), buffer.getvalue())

@@ -179,6 +179,12 @@ class ResultStore:
         """Whether everything is there."""
         return bool(self.attributes["status"] == "complete")
 
+    def part(self, name: str) -> ResultStore:
+        """Return the same store with blocks of its own, for one of several images that share it."""
+        part = ResultStore(self.path, self.group, self._lock)
+        part._state = BlockState(self.path / "state" / name)
+        return part
+
     def block_done(self, block: int) -> bool:
         """Tell whether a block of tokens was committed, in this run or one that it resumes."""
         return self._state.done(block)

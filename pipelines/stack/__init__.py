@@ -1,0 +1,1 @@
+"""Several dates of one place as one sequence, through the same encoder and heads as a run."""
