@@ -30,19 +30,22 @@ def reader_pool(threads: int) -> Iterator[Any]:
 
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int) -> Any:
+    import dask
     from distributed import Client
 
     # A worker stopped in the middle of a read says so at length; our caller says it in a line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    return Client(  # type: ignore[no-untyped-call]
-        processes=False,
-        n_workers=1,
-        threads_per_worker=threads,
-        # The scheduler insists on a port; a free one lets many runs live side by side.
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-        set_as_default=False,
-    )
+    # Dask's logs of a thousand messages hold what was read with: images long done, and open.
+    with dask.config.set({"distributed.admin.low-level-log-length": 0}):
+        return Client(  # type: ignore[no-untyped-call]
+            processes=False,
+            n_workers=1,
+            threads_per_worker=threads,
+            # The scheduler insists on a port; a free one lets many runs live side by side.
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            set_as_default=False,
+        )
 
 
 def stream(

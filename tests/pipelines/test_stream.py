@@ -1,14 +1,13 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
 from gigavim.pipelines.stream import reader_pool, stream
-
-
-NOTED: list[int] = []
 
 
 class Counter:
@@ -21,6 +20,16 @@ class Counter:
         for item in range(n):
             self.given += 1
             yield item
+
+
+class Reader:
+    """Reads, as an image does that is open."""
+
+    def __call__(self, item: int) -> int:
+        return item
+
+
+NOTED: list[int] = []
 
 
 def slow_first(item: int) -> int:
@@ -70,12 +79,29 @@ def test_tasks_run_beside_the_caller() -> None:
 
 
 def test_a_run_that_ends_in_an_error_leaves_nothing_for_the_next_to_wait_for() -> None:
-    with pytest.raises(KeyboardInterrupt) as kept, reader_pool(1) as client:
-        for _ in stream(client, note, range(100), ahead=100):
-            raise KeyboardInterrupt
-    assert kept.value.__traceback__  # which keeps the stream alive
+    def interrupted() -> None:
+        with reader_pool(1) as client:
+            for _ in stream(client, note, range(100), ahead=100):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     begun = len(NOTED)
     with reader_pool(1) as client:
         assert list(stream(client, note, [-1], ahead=1)) == [-1]
     assert NOTED[-1] == -1
     assert len(NOTED) <= begun + 2
+
+
+def test_what_was_read_with_is_not_held() -> None:
+    reader = Reader()
+    held = weakref.ref(reader)
+    with reader_pool(1) as client:
+        assert list(stream(client, reader, range(3), ahead=2)) == [0, 1, 2]
+    del reader
+    for _ in range(100):  # Dask forgets a task a moment after its caller
+        if held() is None:
+            break
+        gc.collect()
+        time.sleep(0.05)
+    assert held() is None
