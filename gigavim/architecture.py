@@ -41,6 +41,8 @@ class VisionMambaConfig:
     window of the training grid's size; ``sincos``: sines and cosines of column and row."""
     rope: Literal["none", "tokens", "tokens and residual"] = "none"
     """What is rotated by its position before each block."""
+    season: bool = False
+    """Whether tokens of an image whose date is known are told the day of the year."""
     directions: Literal["v2", "v1", "forward"] = "v2"
     """``v2``: each has its own convolution and scan; ``v1``: they share all but the decays."""
     halve: bool = True

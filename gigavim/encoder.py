@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from gigavim.architecture import VisionMambaConfig
 from gigavim.cross import CrossBlock, Places
 from gigavim.mixer import Block, DirectionState, Mixer, norm_of
-from gigavim.position import Rope, periodic_positions, positions_on, sincos_positions
+from gigavim.position import (
+    SEASON_WAVES,
+    Rope,
+    periodic_positions,
+    positions_on,
+    season_waves,
+    sincos_positions,
+)
 
 __all__ = ["Block", "DirectionState", "Features", "Mixer", "VisionMamba", "VisionMambaConfig"]
 
@@ -103,6 +110,8 @@ class VisionMamba(nn.Module):
         self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
         if config.rope != "none":
             self.rope = Rope(config.image_size // config.patch, config.width)
+        if config.season:
+            self.season_embed = nn.Linear(SEASON_WAVES, config.width, bias=False)
         block = Block if config.block == "vim" else CrossBlock
         self.layers = nn.ModuleList(block(config) for _ in range(config.depth))
         self.norm_f = nn.Identity() if config.norm == "none" else norm_of(config)
@@ -120,6 +129,8 @@ class VisionMamba(nn.Module):
             projection.weight.div_(0.87962566103423978 * math.sqrt(fan_in))
             assert projection.bias is not None  # PyTorch types it as optional
             nn.init.zeros_(projection.bias)
+        if self.config.season:
+            nn.init.zeros_(self.season_embed.weight)  # what it was not taught, it does not tell
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -169,6 +180,26 @@ class VisionMamba(nn.Module):
         if self.config.position == "periodic":
             return periodic_positions(table[0], index)
         return positions_on(table[0], rows, columns, index)
+
+    def season_for(self, days: Tensor) -> Tensor | None:
+        """Return what is added to each token of images of some days of the year.
+
+        Parameters
+        ----------
+        days
+            1 for the first of January, NaN where the day is not known, shape (b,).
+
+        Returns
+        -------
+        season
+            Shape (b, D), 0 for a day that is not known; None where the model knows no seasons.
+        """
+        if not self.config.season:
+            return None
+        weight = self.season_embed.weight
+        waves = season_waves(days.to(weight.device)).to(weight.dtype)
+        season: Tensor = self.season_embed(waves)
+        return season
 
     def mix(
         self,

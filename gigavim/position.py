@@ -2,8 +2,9 @@
 
 What is learned on a square training grid is stretched over any other, so that a place is told as a
 share of the image, or repeated, so that it is told within a window; sines and cosines of the row
-and column need no training grid. Nothing here holds a row for each patch of a grid, so the
-positions of part of a grid are those that the whole has there.
+and column need no training grid, and those of the day of the year tell when an image was taken.
+Nothing here holds a row for each patch of a grid, so the positions of part of a grid are those that
+the whole has there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+YEAR_DAYS = 365.25
+SEASON_WAVES = 4
+"""Numbers that tell the day of the year."""
 ROWS_AT_ONCE = 4096
 """Positions evaluated together, so that working memory does not depend on their number."""
 
@@ -100,6 +104,27 @@ def sincos_positions(index: Tensor, width: int) -> Tensor:
     )
     angle = index.flip(1)[:, :, None] * frequency  # (n, 2, D / 4), columns first
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
+
+
+def season_waves(days: Tensor) -> Tensor:
+    """Return sine and cosine of the day of the year, and of twice it.
+
+    So that the last day of a year is next to the first of the next one, and winter as far from
+    summer as spring from autumn.
+
+    Parameters
+    ----------
+    days
+        1 for the first of January, NaN where it is not known, shape (...).
+
+    Returns
+    -------
+    waves
+        Shape (..., 4), float64; 0 where the day is not known.
+    """
+    angle = days.double()[..., None] * (2 * math.pi / YEAR_DAYS)
+    harmonics = torch.cat([angle, 2 * angle], -1)
+    return torch.cat([harmonics.sin(), harmonics.cos()], -1).nan_to_num(0.0)
 
 
 def _taps(table: Tensor, length: int) -> Tensor:

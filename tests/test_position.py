@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gigavim.encoder import VisionMamba, VisionMambaConfig
-from gigavim.position import Rope, positions_on, resize_as_upstream, sincos_positions
+from gigavim.position import Rope, positions_on, resize_as_upstream, season_waves, sincos_positions
 
 
 def random_table(rows: int, width: int = 6) -> Tensor:
@@ -172,3 +172,20 @@ def test_part_of_a_grid_has_the_positions_that_the_whole_has_there(
 def test_sines_and_cosines_share_the_numbers_of_a_token() -> None:
     with pytest.raises(ValueError, match="whole fours, not 10"):
         VisionMambaConfig(width=10, position="sincos")
+
+
+def test_the_season_turns_with_the_year_and_an_unknown_day_has_none() -> None:
+    first, last, spring, autumn, unknown = season_waves(
+        torch.tensor([1.0, 366.0, 91.3, 274.0, torch.nan])
+    )
+    assert torch.dist(first, last) < 0.02
+    assert torch.dist(spring, autumn) > 1.9
+    assert torch.equal(unknown, torch.zeros(4, dtype=torch.float64))
+
+
+def test_a_model_tells_the_season_only_if_it_was_taught() -> None:
+    days = torch.tensor([10.0, 200.0])
+    assert VisionMamba(VisionMambaConfig(width=16, depth=1, classes=0)).season_for(days) is None
+    config = VisionMambaConfig(width=16, depth=1, classes=0, season=True)
+    encoder = VisionMamba(config)
+    assert torch.equal(encoder.season_for(days), torch.zeros(2, 16))

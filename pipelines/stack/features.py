@@ -25,11 +25,16 @@ def valid_tokens(stack: StackPlan, store: ResultStore) -> NDArray[np.bool_]:
 def placed_tokens(
     stack: StackPlan, store: ResultStore, valid: NDArray[np.bool_]
 ) -> Iterator[Placed]:
-    """Yield the tokens of all dates with their positions, and their places among the valid ones."""
+    """Yield the tokens of all dates with their positions, and their places among the valid ones.
+
+    A model that knows seasons is told the day of the year.
+    """
+    encoder = stack.tokens.setup.model.encoder
     for day, plan, ranks in zip(stack.dates, stack.plans, _valid_ranks(stack, valid), strict=True):
         here = ranks >= 0
+        season = encoder.season_for(torch.tensor([day.timetuple().tm_yday], dtype=torch.float64))
         for places, tokens in tokens_by_block(plan, store.part(str(day)), here):
-            yield ranks[here][places], tokens
+            yield ranks[here][places], tokens if season is None else tokens + season
 
 
 def mean_features(

@@ -15,8 +15,9 @@ import rasterio
 import torch
 import zarr
 
-from gigavim.checkpoint import load_model
+from gigavim.checkpoint import load_model, save_model
 from gigavim.config import Resources, RunConfig
+from gigavim.encoder import VisionMamba
 from gigavim.errors import GigavimError, ModelError, SourceError
 from gigavim.exports.result import Result
 from gigavim.pipelines.run import run_image
@@ -132,6 +133,39 @@ def test_features_are_those_of_the_model_on_the_sequence_of_all_dates(
         store["tokens/grid_index"][:], store["tokens/features"][:], strict=True
     ):
         np.testing.assert_allclose(feature, expected[(index == cell).all(1)].mean(0), atol=4e-3)
+
+
+def test_a_model_that_knows_seasons_is_told_the_day(
+    season: list[str], land: str, tmp_path: Path
+) -> None:
+    plain = load_model(land)
+    config = dataclasses.replace(plain.spec.architecture, season=True)
+    encoder = VisionMamba(config)
+    encoder.load_state_dict(plain.encoder.state_dict(), strict=False)
+    spec = dataclasses.replace(plain.spec, architecture=config)
+    save_model(tmp_path / "untaught.safetensors", encoder, spec)
+    torch.nn.init.normal_(encoder.season_embed.weight)
+    save_model(tmp_path / "taught.safetensors", encoder, spec)
+    features = {
+        name: run(season, tmp_path / f"{name}.gigavim.zarr", model)["tokens/features"][:]
+        for name, model in (
+            ("plain", land),
+            ("untaught", str(tmp_path / "untaught.safetensors")),
+            ("taught", str(tmp_path / "taught.safetensors")),
+        )
+    }
+    np.testing.assert_array_equal(features["untaught"], features["plain"])
+    assert np.abs(features["taught"] - features["plain"]).mean() > 0.1
+    # An image taken on another day is another token; in another year, the same.
+    spring, autumn, later = (
+        run(
+            season[:1], tmp_path / f"{day}.gigavim.zarr", str(tmp_path / "taught.safetensors"),
+            dates=[day],
+        )["tokens/features"][:]
+        for day in (date(2023, 4, 1), date(2023, 10, 1), date(2025, 4, 1))
+    )  # fmt: skip
+    assert np.abs(spring - autumn).mean() > 0.1
+    np.testing.assert_array_equal(spring, later)
 
 
 def test_what_is_cloud_on_a_date_is_no_token_of_it(
