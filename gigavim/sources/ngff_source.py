@@ -120,6 +120,8 @@ def _array(group: zarr.Group, name: str, path: str) -> zarr.Array[Any]:
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise SourceError(f"{path}: its array {name!r} is missing; copy the folder again")
+    if 0 in array.chunks:
+        raise SourceError(f"{path}: its array {name!r} has chunks of no size; copy it again")
     if math.prod(array.chunks) * array.dtype.itemsize > LARGEST_TILE:
         raise SourceError(
             f"{path}: its array {name!r} has chunks of over 1 GiB; write smaller ones"

@@ -97,7 +97,8 @@ def open_with_openslide(path: str, options: Options) -> OpenSlideSource:
     """
     handles = PerThread(partial(_open, path))
     slide = handles.get()
-    properties = dict(slide.properties)
+    # A name that is no text has no value that could be asked for.
+    properties = {name: text for name in slide.properties if (text := slide.properties.get(name))}
     levels = pyramid([(height, width) for width, height in slide.level_dimensions], path)
     with trusting(path):
         cells = tuple(_cell(properties, level) for level in range(len(levels)))
@@ -137,8 +138,9 @@ def _open(path: str) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:
+        fault = " ".join(str(error).split())
         raise SourceError(
-            f"{path}: OpenSlide knows the format but cannot open it: {error}; "
+            f"{path}: OpenSlide knows the format but cannot open it: {fault}; "
             f"convert it, for example to OME-TIFF, or copy it again"
         ) from error
 

@@ -12,7 +12,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from damage import KINDS, damage, set_tag, write_originals
+from damage import KINDS, SHARED, damage, set_tag, write_originals
 from gigavim.errors import SourceError
 from gigavim.geometry import Window
 from gigavim.sources import open_source
@@ -98,6 +98,32 @@ def test_an_image_of_a_billion_pixels_to_a_side_is_refused_though_no_tile_is_mis
     )
     with pytest.raises(SourceError, match=r"empty\.vrt claims to have 1000000000 x 1000000000"):
         open_source(path)
+
+
+def test_a_zarr_whose_chunks_have_no_size_is_refused(tmp_path: Path) -> None:
+    (zarr,) = (path for path in write_originals(tmp_path) if path.name == "three.zarr")
+    about = zarr / "0/zarr.json"
+    text = about.read_text()
+    assert text.count("128") == 2
+    about.write_text(text.replace("128", "0", 1))
+    with pytest.raises(SourceError, match=r"three\.zarr: its array '0' has chunks of no size"):
+        open_source(zarr)
+
+
+def test_a_property_whose_name_is_no_text_is_left_out(tmp_path: Path, shared: Path) -> None:
+    original = shared / SHARED[0]
+    content = original.read_bytes()
+    assert b"\ncalibration.version=" in content
+    slide = tmp_path / "slide.ndpi"
+    slide.write_bytes(content.replace(b"\ncalibration.version=", b"\ncalibration.versi\xff\xff="))
+    assert open_source(slide).spacing == open_source(original).spacing
+
+
+def test_what_a_library_says_in_lines_is_refused_in_one(tmp_path: Path, shared: Path) -> None:
+    damaged = damage(shared / SHARED[1], "shift", 8, tmp_path)
+    with pytest.raises(SourceError, match=r"cannot have VR") as caught:
+        open_source(damaged)
+    assert "\n" not in str(caught.value)
 
 
 def test_directories_in_a_circle_end(tmp_path: Path) -> None:
