@@ -181,6 +181,15 @@ def names_in(names: str | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(name.strip() for name in names.split(","))
 
 
+def pairs_in(text: str | None, option: str) -> dict[str, str]:
+    """Return pairs that the user gave as NAME=VALUE with commas between them."""
+    pairs = [pair.rpartition("=") for pair in (text or "").split(",") if pair.strip()]
+    for name, sign, value in pairs:
+        if not sign or not name.strip():
+            raise typer.BadParameter(f"{value!r} is not NAME=VALUE", param_hint=option)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def bytes_in(text: str | None, option: str = "--max-memory") -> int | None:
     """Return bytes, of which the user gave a text such as 4GiB."""
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gigavim.cli.options import Debug, Json, Products
+from gigavim.cli.options import Debug, Json, Products, pairs_in
 from gigavim.cli.outcome import fail, or_one_line, print_json
 from gigavim.errors import GigavimError
 
@@ -84,15 +84,61 @@ def pretrain(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model of `gigavim models`, or a file.")],
-    data: Annotated[str, typer.Argument(help="What it was trained on, or like it.")],
+    model: Annotated[
+        str, typer.Argument(help="A model of `gigavim models`, a file, or a NAME.gigavim.zarr.")
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="What the model was trained on, or like it; of a scene's store a raster or shapes "
+            "with what is on the ground."
+        ),
+    ],
+    head: Annotated[str | None, typer.Option(help="Of a store: which class map.")] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=NUMBER,...", help="What the numbers in a raster of labels are."),
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Of shapes: the one with the class.")] = None,
+    called: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="CLASS=NAME,...",
+            help="What classes of a store's map are called in the labels; * is all others.",
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare what a model says with labels: of the test split, if there is one."""
+    """Compare what a model says with labels: of the test split, if there is one.
+
+    Or compare the map in a store with what is on the ground.
+    """
     commands, print_figures = _training()
-    figures = or_one_line(lambda: commands.evaluate(model, data), debug=debug)
+    from gigavim.pipelines.evaluate import evaluate_result, is_result
+
+    numbers = {name: _whole(number) for name, number in pairs_in(values, "--values").items()}
+    names = pairs_in(called, "--as")
+    if is_result(model):
+        figures = or_one_line(
+            lambda: evaluate_result(
+                model, data, head=head, values=numbers or None, column=column, names=names
+            ),
+            debug=debug,
+        )
+    elif head or values or column or called:
+        raise typer.BadParameter("--head, --values, --column and --as are for a store's map")
+    else:
+        figures = or_one_line(lambda: commands.evaluate(model, data), debug=debug)
     print_json(figures) if as_json else print_figures(figures)
+
+
+def _whole(number: str) -> int:
+    try:
+        return int(number)
+    except ValueError:
+        raise typer.BadParameter(f"{number!r} is no whole number", param_hint="--values") from None
 
 
 def _training() -> Any:

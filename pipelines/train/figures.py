@@ -103,6 +103,49 @@ def figures_of(
     )
 
 
+def figures_of_counts(counts: NDArray[np.int64], classes: Sequence[str], seed: int = 0) -> Figures:
+    """Compare a map with what is right, of pixels that are too many to hold; as `figures_of`.
+
+    Classes that no pixel is of have no F1, and no part in the balanced accuracy.
+
+    Parameters
+    ----------
+    counts
+        Pixels of each group by their class and by what they were taken for, shape (G, K, K).
+    """
+    total = counts.sum(0)
+    present = total.sum(1) > 0
+    found = _of_counts(total[None], classes, present)
+    random = np.random.default_rng(seed)
+    groups = len(counts)
+    drawn = random.multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
+    resampled = _of_counts(np.tensordot(drawn, counts, 1), classes, present)
+    by_name = {
+        name: Figure(float(value[0]), *_percentiles(resampled[name]))
+        for name, value in found.items()
+    }
+    confusion = tuple(tuple(row) for row in total.tolist())
+    return Figures(tuple(classes), int(total.sum()), groups, by_name, confusion)
+
+
+def _of_counts(
+    counts: NDArray[np.int64], classes: Sequence[str], present: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float64]]:
+    """Return figures of each of several confusions, shape (n, K, K)."""
+    right = np.diagonal(counts, axis1=1, axis2=2)
+    are, taken = counts.sum(2), counts.sum(1)
+    with np.errstate(invalid="ignore"):
+        recall = np.where(are > 0, right / are, np.nan)
+        f1 = np.where(are + taken > 0, 2 * right / (are + taken), 0)
+    figures = {
+        "accuracy": right.sum(1) / counts.sum((1, 2)),
+        "balanced_accuracy": np.nanmean(recall, 1),
+    }
+    return figures | {
+        f"f1 {name}": f1[:, index] for index, name in enumerate(classes) if present[index]
+    }
+
+
 def _figures(probs: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
     k = len(classes)
     predicted = probs.argmax(1)

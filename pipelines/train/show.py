@@ -12,7 +12,8 @@ from rich.table import Table
 def print_figures(figures: Mapping[str, Any]) -> None:
     """Print what `Figures.as_dict` returns: each with its interval, then the confusion."""
     console = Console()
-    values = Table("", "value", "95 % interval", title=f"{figures['images']} images")
+    what = "pixels" if "pixels" in figures else "images"
+    values = Table("", "value", "95 % interval", title=f"{figures[what]:,} {what}")
     for name, each in figures["figures"].items():
         interval = f"{each['low']:.3f} to {each['high']:.3f}"
         values.add_row(name.replace("_", " "), f"{each['value']:.3f}", interval)
