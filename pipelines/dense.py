@@ -39,7 +39,7 @@ NUCLEI = "nuclei"
 CLASS, COLOUR = "nucleus", (213, 94, 0)
 MARGIN = 64
 """Pixels around a window in which its nuclei are seen whole: 32 µm."""
-DECODED = 48
+DECODED = 72
 """Patches to a side that are decoded at once."""
 
 
@@ -224,7 +224,7 @@ class NucleiPass:
         """Decode a window, find its nuclei, and write both."""
         window, patch = read.window, self.plan.setup.grid.patch
         known, features = self._features(window.seen, valid)
-        nucleus, depth = self._decode(read.pixels, features)
+        nucleus, depth = self._decode(read.pixels, features, known)
         rim = self._halo * patch
         there = known.repeat(patch, 0).repeat(patch, 1) & read.valid
         there = there[rim:-rim, rim:-rim]
@@ -264,11 +264,15 @@ class NucleiPass:
 
     @torch.inference_mode()
     def _decode(
-        self, pixels: NDArray[np.float32], features: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.float32],
+        features: NDArray[np.float32],
+        known: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
         """Return probability and depth of all but the halo, shape (2, height, width).
 
-        What the decoder makes of a part fits the cache, or nearly.
+        What the decoder makes of a part fits the cache, or nearly. Parts without a patch that is
+        known are 0.
         """
         decoder = self.plan.setup.model.decoder
         assert decoder is not None  # the plan has seen to it
@@ -276,10 +280,12 @@ class NucleiPass:
         patch, halo = decoder.patch, decoder.halo
         rim = halo * patch
         rows, columns = (side - 2 * halo for side in features.shape[:2])
-        probs = np.empty((2, rows * patch, columns * patch), np.float32)
+        probs = np.zeros((2, rows * patch, columns * patch), np.float32)
         for row in range(0, rows, DECODED):
             for column in range(0, columns, DECODED):
                 seen = np.s_[row : row + DECODED + 2 * halo, column : column + DECODED + 2 * halo]
+                if not known[seen][halo:-halo, halo:-halo].any():
+                    continue
                 under = tuple(slice(part.start * patch, part.stop * patch) for part in seen)
                 inputs = (
                     torch.from_numpy(values).to(device).permute(2, 0, 1)[None]

@@ -88,8 +88,8 @@ def _cut(texture: NDArray[np.float32], row: int, column: int) -> NDArray[np.floa
     return texture[..., y : y + TILE, x : x + TILE]
 
 
-def make_slide(path: Path, *, tiles: tuple[int, int] = (62, 78)) -> None:
-    """Write a slide of 19,968 x 15,872 pixels that OpenSlide opens.
+def make_slide(path: Path, *, tiles: tuple[int, int] = (32, 40)) -> None:
+    """Write a slide of 10,240 x 8,192 pixels that OpenSlide opens.
 
     Tissue is painted with textures from a real photograph, see `textures`; where it lies is made
     up.
