@@ -25,7 +25,7 @@ ROWS = 1024
 BLOCKS = 16
 """To a side of a raster of labels: what lies in one is no independent witness."""
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet")
-PROPERTIES = ("classification", "class_name", "class", "label")
+PROPERTIES = ("classification", "class_name", "class", "label", "name")
 """Of a shape, where its class is looked for."""
 LONGITUDE_LATITUDE = "OGC:CRS84"
 
