@@ -14,6 +14,7 @@ import typer
 
 from gigavim import __version__
 from gigavim.cli.batch import batch
+from gigavim.cli.change import change
 from gigavim.cli.export import export
 from gigavim.cli.here import bench, doctor, models, sample
 from gigavim.cli.run import info, run
@@ -30,7 +31,8 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    run, batch, stack, info, view, export, train, pretrain, evaluate, models, sample, doctor, bench,
+    run, batch, stack, change, info, view, export, train, pretrain, evaluate, models, sample,
+    doctor, bench,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -1,4 +1,4 @@
-"""A class map as a GeoTIFF that QGIS opens with its colours and names."""
+"""A map as a GeoTIFF that QGIS opens, a class map with its colours and names."""
 
 from __future__ import annotations
 
@@ -67,6 +67,51 @@ def write_class_geotiff(
             raster.write_colormap(1, {0: (0, 0, 0, 0)} | opaque)
         with writing(path):
             write_file(path.with_name(f"{path.name}.aux.xml"), category_names(names))
+            write_file(path, memory.getbuffer())
+
+
+def write_value_geotiff(
+    path: str | Path, values: NDArray[np.float32], registration: Registration, name: str
+) -> None:
+    """Write a map of numbers as a Cloud Optimized GeoTIFF, with overviews that are means.
+
+    Parameters
+    ----------
+    values
+        Of each cell, shape (rows, columns); NaN where there is none, and written as nodata.
+    name
+        Of the band.
+
+    Raises
+    ------
+    ValueError
+        If the image has no transform.
+    StoreError
+        If the file cannot be written; what stood there before stays.
+    """
+    import rasterio
+    from rasterio.io import MemoryFile
+
+    if registration.cell_transform is None:
+        raise ValueError("a GeoTIFF needs a transform to place it with")
+    path = Path(path)
+    height, width = values.shape
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="COG",
+            height=height,
+            width=width,
+            count=1,
+            dtype="float32",
+            nodata=np.nan,
+            crs=registration.crs,
+            transform=rasterio.Affine(*registration.cell_transform),
+            compress="DEFLATE",
+            overview_resampling="average",
+        ) as raster:
+            raster.write(values, 1)
+            raster.set_band_description(1, name)
+        with writing(path):
             write_file(path, memory.getbuffer())
 
 

@@ -122,7 +122,7 @@ def plan_stack(
         If an image or the model cannot be opened or they do not fit, a date is not known or comes
         twice, the images lie on different pixels, or the model cannot read a stack.
     """
-    setups = _set_up_alike(paths, dataclasses.replace(config, mode="whole"), device)
+    setups = set_up_alike(paths, dataclasses.replace(config, mode="whole"), device)
     _check_model(setups[0])
     if dates is None:
         dates = [_known_date(setup.source) for setup in setups]
@@ -146,8 +146,14 @@ def plan_stack(
     return StackPlan(tuple(day for day, _ in found), tuple(plan for _, plan in found), order)
 
 
-def _set_up_alike(paths: Sequence[str], config: RunConfig, device: str) -> list[Setup]:
-    """Open images so that all lie on one grid of patches."""
+def set_up_alike(paths: Sequence[str], config: RunConfig, device: str = "cpu") -> list[Setup]:
+    """Open images so that all lie on one grid of patches.
+
+    Raises
+    ------
+    GigavimError
+        If one cannot be opened, does not fit the model, or lies on other pixels than the first.
+    """
     setups = [set_up(path, config, device) for path in paths]
     first, *others = (_pixel_grid(setup.source) for setup in setups)
     for path, grid in zip(paths[1:], others, strict=True):
