@@ -148,6 +148,7 @@ def test_a_run_that_was_ended_from_outside_is_known_to_be_over_and_continues_to_
 ) -> None:
     store, unbroken = tmp_path / "broken.gigavim.zarr", tmp_path / "unbroken.gigavim.zarr"
     command = [sys.executable, "-m", "gigavim", "run", str(slide), "-q", "-o", str(store)]
+    command += ["--model", "slide-mini"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
         while read_progress(store) is None:
@@ -164,7 +165,7 @@ def test_a_run_that_was_ended_from_outside_is_known_to_be_over_and_continues_to_
         assert b"interrupted; the same command continues" in errors
         assert not store.with_name(f"{store.name}.lock").exists()
     assert not ResultStore.open(store).complete
-    config = RunConfig()
+    config = RunConfig(model="slide-mini")
     assert run_image(str(slide), store, config, CPU).status == "complete"
     run_image(str(slide), unbroken, config, CPU)
     first, second = zarr.open_group(store, mode="r"), zarr.open_group(unbroken, mode="r")
