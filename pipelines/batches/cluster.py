@@ -23,6 +23,8 @@ from gigavim.errors import GigavimError
 from gigavim.pipelines.memory import FREE_SHARE
 from gigavim.pipelines.share import PATIENCE_S, check_versions
 
+LEAVE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""Told to workers here: a terminal sends it to them too, and this process ends them in order."""
 START_S = 300
 """Seconds that workers of this machine have to start."""
 
@@ -148,6 +150,7 @@ def _local(where: Where) -> Iterator[Any]:
                 "nthreads": cores,
                 "memory_limit": 0,  # each run keeps to its own
                 "host": "127.0.0.1",
+                "preload": [LEAVE_CTRL_C],
                 # To be known before CUDA starts.
                 "env": {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {},
             },

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,9 @@ def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyP
             ("0", "3"), ("2", "3"),
         ]  # fmt: skip
         assert set(client.nthreads().values()) == {3}
+        # A terminal's goes to all of its processes, and one of them is to say so.
+        interrupts = client.run(lambda: signal.getsignal(signal.SIGINT))
+        assert set(interrupts.values()) == {signal.SIG_IGN}
     assert "OMP_NUM_THREADS" not in os.environ
 
 
