@@ -134,8 +134,9 @@ def test_strokes_drawn_with_the_mouse_map_the_slide(
     (shapes,) = (layer for layer in viewer.layers if layer.name == "annotations")
     assert shapes.features["class"].tolist() == ["class 1", "class 2"]
     assert shapes.shape_type == ["path", "path"]
-    # Strokes lie where the mouse was, in level-0 pixels.
-    np.testing.assert_allclose(shapes.data[0][[0, -1]], [(480, 480), (540, 700)], atol=12)
+    # Strokes lie where the mouse was, in level-0 pixels; napari may leave out the last step of 20.
+    np.testing.assert_allclose(shapes.data[0][0], (480, 480), atol=2)
+    np.testing.assert_allclose(shapes.data[0][-1], (540, 700), atol=25)
     assert not np.allclose(shapes.edge_color[0], shapes.edge_color[1])
     # What is drawn on stays selected and on top.
     assert viewer.layers.selection.active is shapes
