@@ -8,11 +8,12 @@ to work without some.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +30,30 @@ from gigavim.pipelines.train.project import Phase
 
 HIDDEN = 0.5
 """Share of the patches that are hidden."""
+UNDATED = 0.2
+"""Share of the crops whose date is not told, so that the model does without as well."""
 HELD_OUT = 20
 """Batches of held-out images that are predicted in validation, the same each time."""
+
+
+class Crop(NamedTuple):
+    """A square of an image."""
+
+    pixels: NDArray[np.float32]
+    """Normalised, NaN where they are not known, whole patches to a side; (side, side, band)."""
+    there: NDArray[np.bool_]
+    """Which of the model's bands are known, shape (band,)."""
+    day: float = math.nan
+    """Of the year, NaN where it is not known."""
+
+
+class Dated(NamedTuple):
+    """What a model that knows seasons takes."""
+
+    patches: Tensor
+    """As of `MaskedModel`."""
+    days: Tensor
+    """Of the year, NaN where it is not told, shape (b,)."""
 
 
 class CropSet(Protocol):
@@ -46,16 +69,8 @@ class CropSet(Protocol):
         """How often this set is drawn, against the others."""
         ...
 
-    def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Cut a square at random.
-
-        Returns
-        -------
-        pixels
-            Normalised, NaN where they are not known, whole patches to a side; (side, side, band).
-        there
-            Which of the model's bands are known, shape (band,).
-        """
+    def crop(self, random: np.random.Generator) -> Crop:
+        """Cut a square at random."""
         ...
 
 
@@ -68,18 +83,22 @@ class MaskedModel(nn.Module):
         self.hidden = nn.Parameter(torch.zeros(config.width))
         self.decoder = nn.Linear(config.width, config.patch**2 * config.bands)
 
-    def forward(self, patches: Tensor) -> Tensor:
+    def forward(self, seen: Tensor | Dated) -> Tensor:
         """Predict all patches from those that are not hidden.
 
         Parameters
         ----------
-        patches
-            NaN if hidden or not known, 0 where a band is missing; shape (b, row, column, P, P,
-            band).
+        seen
+            Patches, with their days where the encoder knows seasons; NaN if hidden or not known, 0
+            where a band is missing; shape (b, row, column, P, P, band).
         """
+        patches, days = seen if isinstance(seen, Dated) else (seen, None)
         is_hidden = patches[..., 0, 0, 0].isnan()
         tokens = self.encoder.embed(patches.nan_to_num())
         tokens = torch.where(is_hidden[..., None], self.hidden.to(tokens.dtype), tokens)
+        season = None if days is None else self.encoder.season_for(days)
+        if season is not None:
+            tokens = tokens + season[:, None, None]
         rows, columns = patches.shape[1:3]
         index = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         mixed = self.encoder.mix(
@@ -137,13 +156,14 @@ def masked_batch(
     random: np.random.Generator,
     *,
     band_dropout: bool,
+    season: bool = False,
 ) -> Batch:
-    """Draw crops from one set, and hide some of their patches."""
+    """Draw crops from one set, and hide some of their patches; their days are for a `season`."""
     weights = np.array([each.weight for each in sets])
     chosen = sets[random.choice(len(sets), p=weights / weights.sum())]
-    drawn = [_turned(*chosen.crop(random), random) for _ in range(chosen.batch)]
-    crops = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
-    there = torch.from_numpy(np.stack([bands for _, bands in drawn]))
+    drawn = [_turned(chosen.crop(random), random) for _ in range(chosen.batch)]
+    crops = torch.from_numpy(np.stack([crop.pixels for crop in drawn]))
+    there = torch.from_numpy(np.stack([crop.there for crop in drawn]))
     if band_dropout:
         kept = torch.from_numpy(random.random(there.shape) < random.choice([0.5, 0.75, 1.0]))
         kept[~(kept & there).any(1)] = True  # at least one band of each crop stays
@@ -151,16 +171,19 @@ def masked_batch(
         crops *= there[:, None, None, :]
     patches = crops.unfold(1, patch, patch).unfold(2, patch, patch).permute(0, 1, 2, 4, 5, 3)
     is_hidden = torch.from_numpy(random.random(patches.shape[:3]) < HIDDEN)[..., None, None, None]
-    seen = patches.masked_fill(is_hidden, torch.nan)
+    seen: Any = patches.masked_fill(is_hidden, torch.nan)
+    if season:
+        days = torch.tensor([crop.day for crop in drawn], dtype=torch.float64)
+        days[torch.from_numpy(random.random(len(days)) < UNDATED)] = torch.nan
+        seen = Dated(seen, days)
     return seen, patches.masked_fill(~(is_hidden & there[:, None, None, None, None]), torch.nan)
 
 
-def _turned(
-    pixels: NDArray[np.float32], there: NDArray[np.bool_], random: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _turned(crop: Crop, random: np.random.Generator) -> Crop:
     """Flip and turn a crop."""
-    pixels = np.rot90(pixels, int(random.integers(4)))
-    return np.ascontiguousarray(pixels[:, ::-1] if random.random() < 0.5 else pixels), there
+    pixels = np.rot90(crop.pixels, int(random.integers(4)))
+    pixels = np.ascontiguousarray(pixels[:, ::-1] if random.random() < 0.5 else pixels)
+    return crop._replace(pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -169,9 +192,10 @@ class HeldOut:
 
     sets: Sequence[CropSet]
     patch: int
+    season: bool
 
     def __iter__(self) -> Iterator[Batch]:
-        draw = partial(masked_batch, self.sets, self.patch, band_dropout=False)
+        draw = partial(masked_batch, self.sets, self.patch, band_dropout=False, season=self.season)
         return iter(DrawnBatches(draw, HELD_OUT, 1, seed=1))
 
 
@@ -207,10 +231,11 @@ def pretrain(
     """
     torch.manual_seed(seed)
     model = MaskedModel(config)
-    draw = partial(masked_batch, train, config.patch, band_dropout=band_dropout)
+    season = config.season
+    draw = partial(masked_batch, train, config.patch, band_dropout=band_dropout, season=season)
     task = Task(
         training=lambda rank, ranks: DrawnBatches(draw, steps * ranks, ranks, seed, rank, ranks),
-        validation=HeldOut(held_out, config.patch),
+        validation=HeldOut(held_out, config.patch, season),
         loss=masked_loss,
         metrics=MetricCollection({"explained": Explained()}),
         monitor="explained",

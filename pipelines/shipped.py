@@ -25,7 +25,7 @@ from gigavim.checkpoint import ModelSpec, save_model
 from gigavim.encoder import VisionMambaConfig
 from gigavim.geometry import Window
 from gigavim.models import WEIGHTS
-from gigavim.pipelines.pretrain import pretrain
+from gigavim.pipelines.pretrain import Crop, pretrain
 from gigavim.pipelines.train.project import Phase
 from gigavim.sources import Plane, open_source
 
@@ -58,7 +58,7 @@ class ImageSet:
         areas = np.array([image.shape[0] * image.shape[1] for image in self.images], np.float64)
         return np.asarray(areas / areas.sum())
 
-    def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def crop(self, random: np.random.Generator) -> Crop:
         """Cut a random square and resize it."""
         image = self.images[random.choice(len(self.images), p=self.chances)]
         room = min(image.shape[:2])
@@ -72,7 +72,7 @@ class ImageSet:
         pixels[..., self.slots] = given[0].permute(1, 2, 0).numpy()
         there = np.zeros(self.bands, np.bool_)
         there[list(self.slots)] = True
-        return pixels, there
+        return Crop(pixels, there)
 
 
 def main(kind: str, data: Path, steps: int) -> None:

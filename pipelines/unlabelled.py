@@ -19,7 +19,7 @@ from gigavim.config import Precision
 from gigavim.errors import GigavimError
 from gigavim.foreground import foreground
 from gigavim.geometry import Grid, Window
-from gigavim.pipelines.pretrain import pretrain
+from gigavim.pipelines.pretrain import Crop, pretrain
 from gigavim.pipelines.train.augment import restained
 from gigavim.pipelines.train.classifier import SPLIT, claim
 from gigavim.pipelines.train.plain import HELD_OUT, plain_images
@@ -27,6 +27,7 @@ from gigavim.pipelines.train.project import Project, architecture, as_text, read
 from gigavim.pipelines.train.split import split_hash, split_table, write_split
 from gigavim.pipelines.views import pretrain_views
 from gigavim.sources import Plane, Source
+from gigavim.sources.dates import date_of
 
 EPOCH = 100
 """Batches from one validation to the next."""
@@ -55,10 +56,15 @@ class Crops:
     stain: float = 0.0
     """Largest change of each stain, as in `Augmentation`."""
     weight: float = 1.0
+    days: tuple[float, ...] = ()
+    """Of the year on which each source was taken, NaN where that is not known; or nothing."""
 
-    def crop(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def crop(self, random: np.random.Generator) -> Crop:
         """Read a square about a random place, at a spacing near the model's."""
-        return self._about(*self._place(random), random), np.ones(len(self.mean), np.bool_)
+        number, place = self._place(random)
+        there = np.ones(len(self.mean), np.bool_)
+        day = self.days[number] if self.days else math.nan
+        return Crop(self._about(number, place, random), there, day)
 
     def views(self, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Read two squares about one random place."""
@@ -168,6 +174,7 @@ def pretrain_on(
         tuple(sources), tuple(_places(source, spacing, size) for source in sources),
         size, spacing, wanted.augmentation.zoom, scale,
         (0.0,) * len(bands), (1.0,) * len(bands), phase.batch,
+        days=_days(sources) if config.season else (),
     )  # fmt: skip
     train, held_out = _divided(plain, [image.tile.split == "val" for image in images])
     mean, std = _statistics(train, wanted.seed)
@@ -213,10 +220,22 @@ def _project(path: str | Path | None, epochs: int | None, seed: int | None) -> P
         )
     if project.objective == "views" and project.augmentation.band_dropout:
         raise GigavimError(f"{path}: bands are dropped where patches are hidden, not of views")
+    if project.objective == "views" and project.model.get("season"):
+        raise GigavimError(f"{path}: seasons are learned where patches are hidden, not of views")
     (phase,) = project.phases
     phase = dataclasses.replace(phase, epochs=epochs or phase.epochs)
     seed = project.seed if seed is None else seed
     return dataclasses.replace(project, phases=(phase,), seed=seed)
+
+
+def _days(sources: Sequence[Source]) -> tuple[float, ...]:
+    dates = [date_of(source) for source in sources]
+    if not any(dates):
+        raise GigavimError(
+            f"{sources[0].path} and the others do not say when they were taken; "
+            "name them by their dates, as in 2024-05-01.tif, or leave season out"
+        )
+    return tuple(math.nan if day is None else float(day.timetuple().tm_yday) for day in dates)
 
 
 def _places(source: Source, spacing: float | None, size: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from gigavim.pipelines.pretrain import Explained, MaskedModel, masked_loss
 from gigavim.pipelines.train.project import RECIPES
 from gigavim.pipelines.unlabelled import pretrain_on
 from gigavim.pipelines.views import Recognised, contrast
-from images import tissue, write_slide
+from images import tissue, write_scene, write_slide
 from tile_files import write_folder
 
 PROJECT = """
@@ -75,6 +75,31 @@ def test_an_encoder_learns_to_know_places_again(project: Path) -> None:
     project.write_text(project.read_text() + "band_dropout = 0.5\n")
     with pytest.raises(GigavimError, match="not of views"):
         pretrain_on([slide], output, project=project, device="cpu")
+
+
+def test_an_encoder_learns_the_season_from_scenes_that_are_dated(project: Path) -> None:
+    folder = project.with_name("scenes")
+    folder.mkdir()
+    for name in ("2024-01-10", "2024-04-12", "2024-07-10", "2024-10-05"):
+        write_scene(folder / f"{name}.tif")
+    output = project.with_name("season.safetensors")
+    project.write_text(PROJECT.replace("[model]", "[model]\nseason = true"))
+
+    pretrain_on([folder], output, project=project, device="cpu")
+
+    encoder = load_model(output).encoder
+    assert encoder.config.season
+    known, unknown = encoder.season_for(torch.tensor([100.0, torch.nan]))
+    assert known.abs().max() > 1e-3
+    assert not unknown.any()
+
+    undated = write_scene(project.with_name("scene.tif"))
+    elsewhere = project.with_name("none.safetensors")
+    with pytest.raises(GigavimError, match=r"scene.tif .* do not say when .* leave season out"):
+        pretrain_on([undated], elsewhere, project=project, device="cpu")
+    project.write_text("objective = 'views'\n" + project.read_text())
+    with pytest.raises(GigavimError, match="not of views"):
+        pretrain_on([folder], elsewhere, project=project, device="cpu")
 
 
 def test_views_of_one_place_are_told_from_those_of_others() -> None:
