@@ -5,6 +5,7 @@ A handle of rasterio belongs to one thread: sharing one crashes the interpreter.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 from dataclasses import dataclass, field
@@ -78,6 +79,11 @@ class RasterSource(FileSource):
     """Height and width of the smallest part that is tried alone."""
     datasets: PerThread[Datasets] = field(repr=False)
 
+    def _blank(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        # GDAL gives one band after the other.
+        shape = len(self.bands), window.height, window.width
+        return np.zeros(shape, self.dtype).transpose(1, 2, 0), np.zeros(shape[1:], np.bool_)
+
     def _read(self, level: int, window: Window) -> Pixels:
         values, valid = self._blank(window)
         errors: list[ReadError] = []
@@ -86,6 +92,8 @@ class RasterSource(FileSource):
             if isinstance(result, Exception):
                 errors.append(ReadError(level, part, " ".join(str(result).split())))
                 continue
+            if part == window:
+                return Pixels(*result)
             top, left = part.y - window.y, part.x - window.x
             there = np.s_[top : top + part.height, left : left + part.width]
             values[there], valid[there] = result
@@ -94,19 +102,37 @@ class RasterSource(FileSource):
     def _part(self, level: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         values, valid = self._blank(window)
         valid[:] = True
-        rows = window.y, window.y + window.height
-        columns = window.x, window.x + window.width
-        for number, band in enumerate(self.selected):
-            dataset = self.datasets.get().get(band.dataset, level)
-            stored = dataset.read(band.index, window=(rows, columns))
-            if MaskFlags.all_valid not in dataset.mask_flag_enums[band.index - 1]:
-                valid &= dataset.read_masks(band.index, window=(rows, columns)) > 0
-            if stored.dtype.kind == "f":
-                valid &= np.isfinite(stored)
-            if (band.scale, band.offset) != (1, 0):
-                stored = stored * band.scale + band.offset
-            values[..., number] = stored
-        values[~valid] = 0
+        where = (
+            (window.y, window.y + window.height),
+            (window.x, window.x + window.width),
+        )
+        slots = iter(values.transpose(2, 0, 1))
+        for name, bands in itertools.groupby(self.selected, lambda band: band.dataset):
+            dataset = self.datasets.get().get(name, level)
+            masks, nodata = dataset.mask_flag_enums, dataset.nodatavals
+            for band in bands:
+                slot, number = next(slots), band.index - 1
+                own = np.dtype(dataset.dtypes[number])
+                # GDAL converts as it copies, where that loses nothing.
+                out = slot if np.can_cast(own, slot.dtype) else None
+                stored = dataset.read(band.index, window=where, out=out)
+                is_whole = own.kind in "iu" and (nodata[number] or 0) % 1 == 0
+                if masks[number] == [MaskFlags.nodata] and is_whole:
+                    # What GDAL's mask would say, which reads the band once more.
+                    valid &= stored != int(nodata[number])
+                elif MaskFlags.all_valid not in masks[number]:
+                    valid &= dataset.read_masks(band.index, window=where) > 0
+                if own.kind == "f":
+                    valid &= np.isfinite(stored)
+                if band.scale != 1:
+                    stored = np.multiply(stored, self.dtype.type(band.scale), out=out)
+                if band.offset != 0:
+                    stored = np.add(stored, self.dtype.type(band.offset), out=out)
+                if out is None:
+                    slot[:] = stored
+        if not valid.all():
+            for slot in values.transpose(2, 0, 1):
+                np.copyto(slot, 0, where=~valid)
         return values, valid
 
 

@@ -91,6 +91,8 @@ class StackSource(FileSource):
                 if isinstance(result, Exception):
                     errors.append(ReadError(level, part, _fault(result)))
                     continue
+                if part == window:
+                    return Pixels(*result)
                 top, left = part.y - window.y, part.x - window.x
                 there = np.s_[top : top + part.height, left : left + part.width]
                 values[there], valid[there] = result

@@ -54,6 +54,38 @@ def test_integer_and_float_bands_keep_their_type(tmp_path: Path, dtype: str) -> 
     assert np.array_equal(part.values, pixels.values[13:53, 30:35])
 
 
+@pytest.mark.parametrize("nodata", [0.0, 7.0, 2.5, -9999.0])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_what_is_valid_is_what_gdal_masks(
+    tmp_path: Path, nodata: float, dtype: str, scale: float
+) -> None:
+    values = VALUES.astype(dtype)
+    values[0, :20] = values[1, :, :30] = np.array(nodata).clip(0).astype(dtype)
+    write(tmp_path / "a.tif", values, dtype)
+    # A VRT may name a nodata value that its type cannot hold.
+    about = f'<VRTRasterBand dataType="{{}}" band="{{}}"><NoDataValue>{nodata}</NoDataValue>'
+    kind = {"uint8": "Byte", "uint16": "UInt16", "int32": "Int32", "float32": "Float32"}[dtype]
+    bands = "".join(
+        f"{about.format(kind, band)}<Scale>{scale}</Scale><SimpleSource>"
+        f'<SourceFilename relativeToVRT="1">a.tif</SourceFilename><SourceBand>{band}</SourceBand>'
+        "</SimpleSource></VRTRasterBand>"
+        for band in (1, 2)
+    )
+    vrt = tmp_path / "a.vrt"
+    vrt.write_text(
+        f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}"><SRS>EPSG:32633</SRS>'
+        f"<GeoTransform>5e5, 10, 0, 5e6, 0, -10</GeoTransform>{bands}</VRTDataset>"
+    )
+    with rasterio.open(vrt) as raster:
+        expected = (raster.read_masks() > 0).all(0)
+    pixels = read_all(open_source(str(vrt)))
+    np.testing.assert_array_equal(pixels.valid, expected)
+    np.testing.assert_allclose(
+        pixels.values, np.where(expected, values * scale, 0).transpose(1, 2, 0)
+    )
+
+
 def test_nodata_in_any_band_is_not_valid(tmp_path: Path) -> None:
     values = VALUES.copy()
     values[0, :20] = values[1, :, :30] = 0

@@ -1,0 +1,182 @@
+"""A scene of full size: ``gigavim sample scene --full FULL``, then one JSON line a result.
+
+    python benchmarks/scene.py reading FULL         # beside rasterio's bare reading of the windows
+    python benchmarks/scene.py run FULL             # a whole run under --max-memory 3GiB
+    python benchmarks/scene.py bands FULL           # time against the number of bands
+
+``reading``: the contestants take turns over the same windows in one thread, and the best round of
+each counts: by the clock, and by processor time, which does not feel what else the machine does.
+``run`` and ``bands`` take ``--side`` to read a square of so many pixels from the middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+
+from gigavim.checkpoint import ModelSpec, save_model
+from gigavim.config import Resources, RunConfig
+from gigavim.encoder import VisionMamba, VisionMambaConfig
+from gigavim.geometry import Window
+from gigavim.pipelines.run import run_image
+from gigavim.sources import open_source
+
+SIDE = 1024
+"""Of the windows, in pixels, as a run reads them."""
+BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("reading", "run", "bands"))
+    parser.add_argument("scene", type=Path)
+    parser.add_argument("--side", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--windows", type=int, default=12)
+    args = parser.parse_args()
+    {"reading": reading, "run": run, "bands": bands}[args.what](args)
+
+
+def reading(args: argparse.Namespace) -> None:
+    """Compare reading alone, of six bands and of all."""
+    with rasterio.open(args.scene) as image:
+        names, size = image.descriptions, image.shape
+    windows = _middle(size, args.windows)
+    for chosen in (BANDS, names):
+        numbers = [names.index(name) + 1 for name in chosen]
+        source = open_source(str(args.scene), bands=chosen)
+
+        def bare(numbers: Sequence[int] = numbers) -> None:
+            with rasterio.open(args.scene) as image:
+                for w in windows:
+                    image.read(numbers, window=((w.y, w.y + w.height), (w.x, w.x + w.width)))
+
+        def masked(numbers: Sequence[int] = numbers) -> None:
+            with rasterio.open(args.scene) as image:
+                for w in windows:
+                    window = (w.y, w.y + w.height), (w.x, w.x + w.width)
+                    image.read(numbers, window=window, masked=True)
+
+        def gigavim(source: Any = source) -> None:
+            # As the others do, which then have nothing in GDAL's cache either.
+            source.datasets.renew()
+            for w in windows:
+                source.read_level(0, w)
+
+        ways = {"rasterio": bare, "rasterio with masks": masked, "gigavim": gigavim}
+        best = _take_turns(ways, args.rounds)
+        megapixels = sum(w.height * w.width for w in windows) / 1e6
+        for way, (clock, busy) in best.items():
+            about = {"benchmark": "scene reading", "bands": len(chosen), "way": way}
+            figures = {
+                "megapixels_per_s": round(megapixels / clock, 1),
+                "of_rasterio": round(best["rasterio"][0] / clock, 3),
+                "cpu_of_rasterio": round(best["rasterio"][1] / busy, 3),
+            }
+            print(json.dumps(about | figures), flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command as a user does."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "gigavim", "run", str(args.scene), "-o", folder, "--json"]
+        options = ["--max-memory", "3GiB"]
+        if args.side:
+            options += ["--bounds", ",".join(map(str, _square(args.scene, args.side)))]
+        started = time.perf_counter()
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        seconds = time.perf_counter() - started
+    (summary,) = json.loads(done.stdout)["images"]
+    stages = summary["stages"]
+    figures = {
+        "benchmark": "scene run",
+        "megapixels": round(summary["megapixels"], 1),
+        "tokens": summary["tokens"],
+        "seconds": round(seconds, 1),
+        "peak_mib": round(summary["peak_memory_bytes"] / 2**20),
+        "stages_s": {name: round(s, 1) for name, s in stages.items()},
+    }
+    print(json.dumps(figures))
+
+
+def bands(args: argparse.Namespace) -> None:
+    """Run models that differ in their bands alone."""
+    with rasterio.open(args.scene) as image:
+        names = image.descriptions
+    config = RunConfig(heads=("features",), bounds=_square(args.scene, args.side or 2048))
+    for count in (1, 2, 4, 8, 13):
+        with tempfile.TemporaryDirectory() as folder:
+            model = _model(Path(folder, "bands.safetensors"), names[:count])
+
+            def once(model: Path = model, folder: str = folder, count: int = count) -> None:
+                run_image(
+                    str(args.scene),
+                    Path(folder, "scene.gigavim.zarr"),
+                    RunConfig(**{**_fields(config), "model": str(model), "bands": names[:count]}),
+                    Resources("cpu", readers=1),
+                    force=True,
+                )
+
+            clock, busy = _take_turns({"run": once}, args.rounds)["run"]
+        figures = {"bands": count, "seconds": round(clock, 2), "cpu_s": round(busy, 2)}
+        print(json.dumps({"benchmark": "scene bands"} | figures), flush=True)
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _model(path: Path, names: Sequence[str]) -> Path:
+    torch.manual_seed(0)
+    architecture = VisionMambaConfig(
+        image_size=128, patch=8, stride=8, bands=len(names), width=96, depth=6, state=16,
+        classes=0, class_token="none", position="none",
+    )  # fmt: skip
+    spec = ModelSpec(architecture, normalisation="image", bands=tuple(names), tile=128)
+    save_model(path, VisionMamba(architecture), spec)
+    return path
+
+
+def _square(scene: Path, side: int) -> tuple[float, float, float, float]:
+    """Return the bounds of so many pixels in the middle of a scene."""
+    with rasterio.open(scene) as image:
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        west, north = image.transform @ (left, top)
+        east, south = image.transform @ (left + side, top + side)
+    return west, south, east, north
+
+
+def _middle(size: tuple[int, int], count: int) -> list[Window]:
+    """Return windows side by side, in the middle of a scene, where it has pixels."""
+    height, width = size
+    y, x = height // 2 // SIDE * SIDE, max(0, (width - count * SIDE) // 2 // SIDE * SIDE)
+    return [
+        Window(y, x + n * SIDE, SIDE, SIDE) for n in range(count) if x + (n + 1) * SIDE <= width
+    ]
+
+
+def _take_turns(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Return seconds, and seconds of processor time, of the best round of each way."""
+    best = dict.fromkeys(ways, (np.inf, np.inf))
+    for _ in range(rounds):
+        for way, work in ways.items():
+            started, busy = time.perf_counter(), time.process_time()
+            work()
+            clock, busy = time.perf_counter() - started, time.process_time() - busy
+            best[way] = min(best[way][0], clock), min(best[way][1], busy)
+    return best
+
+
+if __name__ == "__main__":
+    main()
