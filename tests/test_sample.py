@@ -11,7 +11,7 @@ import rasterio
 from gigavim.errors import SourceError, StoreError
 from gigavim.foreground import foreground
 from gigavim.geometry import Grid, Window
-from gigavim.sample import fetch_slide, make_scene, make_slide, real
+from gigavim.sample import fetch_slide, make_full_scene, make_scene, make_slide, real
 from gigavim.sample.scene import BANDS_NM
 from gigavim.sources import open_source
 
@@ -113,7 +113,29 @@ def test_the_same_sample_comes_out_each_time(slide: Path, scene: Path, tmp_path:
     assert (tmp_path / "scene.tif").read_bytes() == scene.read_bytes()
 
 
-@pytest.mark.parametrize("make", [make_slide, make_scene, fetch_slide])
+def test_a_full_scene_has_the_bands_of_sentinel_2_and_the_same_pixels_each_time(
+    tmp_path: Path,
+) -> None:
+    paths = tmp_path / "a.tif", tmp_path / "b.tif"
+    for path in paths:
+        make_full_scene(path, shape=(600, 800))
+    source = open_source(str(paths[0]))
+    assert [band.name for band in source.bands][7:9] == ["B08", "B8A"]
+    assert [band.wavelength_nm for band in source.bands][-1] == 2190
+    assert [(level.height, level.width) for level in source.levels] == [(600, 800), (300, 400)]
+    with rasterio.open(paths[0]) as first, rasterio.open(paths[1]) as second:
+        assert (first.dtypes[0], first.nodata, first.crs.to_epsg()) == ("uint16", 0, 32632)
+        pixels = first.read()
+        np.testing.assert_array_equal(pixels, second.read())
+    # A tilted swath: nothing at the upper left and the lower right.
+    assert not pixels[:, 0, 0].any()
+    assert not pixels[:, -1, -1].any()
+    assert pixels[:, 300, 400].all()
+    # What is mirrored is not the same.
+    assert not np.array_equal(pixels[3, :, 390:400], pixels[3, :, 409:399:-1])
+
+
+@pytest.mark.parametrize("make", [make_slide, make_scene, make_full_scene, fetch_slide])
 def test_no_file_is_overwritten(make, tmp_path: Path) -> None:
     path = tmp_path / "mine.tif"
     path.write_text("mine")
@@ -123,7 +145,12 @@ def test_no_file_is_overwritten(make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "options"), [(make_slide, {"tiles": (1, 1)}), (make_scene, {"shape": (64, 64)})]
+    ("make", "options"),
+    [
+        (make_slide, {"tiles": (1, 1)}),
+        (make_scene, {"shape": (64, 64)}),
+        (make_full_scene, {"shape": (64, 64)}),
+    ],
 )
 def test_a_folder_that_is_missing_is_an_error_of_one_line(make, options, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot write") as caught:

@@ -67,17 +67,24 @@ def sample(
     real: Annotated[
         bool, typer.Option("--real", help="Fetch a public CC0 slide instead of making one.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="A scene of full size: 10,980 x 10,980 px, 13 bands.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Make an image to try things on, offline."""
-    from gigavim.sample import fetch_slide, make_scene, make_slide
+    from gigavim.sample import fetch_slide, make_full_scene, make_scene, make_slide
+
+    if full and kind is Sample.slide:
+        fail(GigavimError("--full makes a scene; there is no slide of full size"), code=2)
 
     if real and kind is Sample.scene:
         fail(GigavimError("--real fetches a slide; there is no real scene to fetch"), code=2)
     if real:
         make: Callable[[Path], None] = fetch_slide
     else:
-        make = make_slide if kind is Sample.slide else make_scene
+        of_scene = make_full_scene if full else make_scene
+        make = make_slide if kind is Sample.slide else of_scene
     or_one_line(lambda: make(out), debug=debug)
     print(out)
 

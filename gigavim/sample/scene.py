@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def make_scene(path: Path, *, shape: tuple[int, int] = (2600, 3000)) -> None:
         rng = np.random.default_rng(20)
         height, width = shape
         land = make_land(height, width, rng)
-        seen = _swath(height, width)
+        seen = swath(height, width)
         with MemoryFile() as memory:
             with memory.open(
                 driver="GTiff",
@@ -81,7 +82,8 @@ def make_scene(path: Path, *, shape: tuple[int, int] = (2600, 3000)) -> None:
             ) as image:
                 image.scales = [SCALE] * len(BANDS_NM)
                 for number, (name, centre_nm) in enumerate(BANDS_NM.items(), 1):
-                    image.write(np.where(seen, _counts(land, number - 1, rng), 0), number)
+                    spectra = [REFLECTANCE[cover][number - 1] for cover in Cover]
+                    image.write(np.where(seen, counts(land, spectra, rng), 0), number)
                     image.set_band_description(number, name)
                     # Where GDAL keeps them: gdal.org/user/raster_data_model.html, IMAGERY domain.
                     image.update_tags(
@@ -101,20 +103,27 @@ def make_scene(path: Path, *, shape: tuple[int, int] = (2600, 3000)) -> None:
                 unfinished.write_bytes(packed.getbuffer())
 
 
-def _counts(land: Land, band: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Return what the sensor counts in one band; never 0, which means that it saw nothing."""
+def counts(
+    land: Land, reflectance: Sequence[float], rng: np.random.Generator
+) -> NDArray[np.uint16]:
+    """Return what the sensor counts in one band; never 0, which means that it saw nothing.
+
+    Parameters
+    ----------
+    reflectance
+        Of each `Cover`, in this band.
+    """
     from scipy import ndimage
 
-    spectra = np.array([REFLECTANCE[cover] for cover in Cover], np.float32)
-    light = spectra[land.cover, band] * land.brightness
+    light = np.array(reflectance, np.float32)[land.cover] * land.brightness
     # Light from the neighbours: a point spreads over half a pixel or so.
     light = ndimage.gaussian_filter(light, 0.55)
     light += 0.0015 * rng.standard_normal(light.shape, np.float32)
     return np.asarray(np.clip(np.rint(light / SCALE), 1, 10_000), np.uint16)
 
 
-def _swath(height: int, width: int) -> NDArray[np.bool_]:
-    """Return which pixels lie under the orbit, which runs to the south-south-west."""
-    y, x = np.ogrid[0:height, 0:width]
+def swath(height: int, width: int, rows: slice = slice(None)) -> NDArray[np.bool_]:
+    """Return which pixels of some rows lie under the orbit, which runs to the south-south-west."""
+    y, x = np.arange(height)[rows, None], np.arange(width)
     along = x + 0.14 * y
     return np.asarray((along > 0.14 * width) & (along < 1.04 * width), np.bool_)
