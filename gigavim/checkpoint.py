@@ -69,6 +69,9 @@ class ModelSpec:
     architecture: VisionMambaConfig
     scale: float = 1 / 255
     """Pixel values are multiplied by this first."""
+    white: float | None = None
+    """Reflectance that was 255 in training, and more was 255 as well; None where bytes were not
+    made of reflectance in a way that is known."""
     normalisation: Literal["fixed", "image"] = "fixed"
     """Whether `mean` and `std` are subtracted and divided by, or each image's own."""
     mean: tuple[float, ...] = ()

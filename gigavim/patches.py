@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,8 @@ class PatchReader:
     """Per band of the source."""
     stain: StainTransform | None = None
     """Gives a slide the stain of another, before anything else sees its pixels."""
+    top: float | None = None
+    """What larger values are taken for, after `scale`."""
 
     def __call__(self, patch_block: PatchBlock) -> Patches:
         """Read one block."""
@@ -86,9 +89,8 @@ class PatchReader:
         values = np.lib.stride_tricks.sliding_window_view(pixels.values, (patch, patch), (0, 1))
         # (rows, columns, band, patch, patch), then the patches asked for with the band last
         values = values[::stride, ::stride][cells[:, 0], cells[:, 1]].transpose(0, 2, 3, 1)
-        mean, std = (np.asarray(per_band, np.float32) for per_band in (self.mean, self.std))
         normalised = np.zeros((*values.shape[:-1], self.bands), np.float32)
-        normalised[..., list(self.slots)] = (values * np.float32(self.scale) - mean) / std
+        normalised[..., list(self.slots)] = self._normalised(values)
         share = np.ones(len(cells), np.float32)
         if not pixels.valid.all():
             there = np.lib.stride_tricks.sliding_window_view(pixels.valid, (patch, patch))
@@ -118,11 +120,17 @@ class PatchReader:
             Shape (height, width).
         """
         read = self._read(window)
-        mean, std = (np.asarray(per_band, np.float32) for per_band in (self.mean, self.std))
         normalised = np.zeros((*read.valid.shape, self.bands), np.float32)
-        normalised[..., list(self.slots)] = (read.values * np.float32(self.scale) - mean) / std
+        normalised[..., list(self.slots)] = self._normalised(read.values)
         normalised *= read.valid[..., None]
         return normalised, read.valid
+
+    def _normalised(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        mean, std = (np.asarray(per_band, np.float32) for per_band in (self.mean, self.std))
+        scaled: NDArray[np.float32] = values * np.float32(self.scale)
+        if self.top is not None:
+            np.minimum(scaled, np.float32(self.top), out=scaled)
+        return (scaled - mean) / std
 
     def _read(self, window: Window) -> Pixels:
         pixels = self.plane.read(window)

@@ -25,7 +25,7 @@ from gigavim.patches import (
     foreground_blocks,
     tile_blocks,
 )
-from gigavim.pipelines.suitable import bands_of, chosen_model, misfits
+from gigavim.pipelines.suitable import bands_of, chosen_model, holds_reflectance, misfits
 from gigavim.quality import Quality, examine, exclude_qc
 from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source, reopen
@@ -191,11 +191,15 @@ def make_plan(setup: Setup) -> Plan:
         blocks = tuple(tile_blocks(grid, found, block_side(plane, grid, tile), tile))
     mean, std = _normalisation(setup)
     stain = None if config.stain is None else stain_transform(source, config.stain)
+    scale, top = spec.scale, None
+    if spec.white is not None and holds_reflectance(source):
+        top = 255 * spec.scale
+        scale = top / spec.white
     return Plan(
         setup,
         PatchSequence.from_foreground(grid, found, setup.order),
         PatchReader(
-            plane, grid, setup.slots, spec.architecture.bands, spec.scale, mean, std, stain
+            plane, grid, setup.slots, spec.architecture.bands, scale, mean, std, stain, top
         ),
         blocks,
         quality,

@@ -29,12 +29,14 @@ FINE_UM = 0.55
 """Coarsest pixel of a slide in which nuclei are looked for: 0.5 µm, as scanners mean it."""
 LAND_M = 5.0, 20.0
 """Sides of a pixel in which land cover is told."""
+REFLECTED_NM = 3000.0
+"""Longest wavelength at which sunlight is seen, and not heat."""
 OFF = 1.5
 """Factor between the spacings of training and of a run from which on it warns."""
 
 MEANT_FOR = {
     "nuclei": "slides in H&E of 0.5 µm/px and finer",
-    "landcover": "scenes of red, green and blue at 5 to 20 m",
+    "landcover": "scenes with red, green and blue at 5 to 20 m",
     "slide-mini": "other slides",
     "scene-mini": "other scenes",
 }
@@ -105,7 +107,8 @@ def default_model(source: Source, spacing: float | None = None) -> str:
 
     - ``nuclei`` for slides of 0.5 µm per pixel and finer that are stained as its training data,
       with haematoxylin and eosin;
-    - ``landcover`` for scenes of red, green and blue alone, 0 to 255, of 5 to 20 m per pixel;
+    - ``landcover`` for scenes of 5 to 20 m per pixel: of red, green and blue alone, 0 to 255, or of
+      reflectances in these bands and any others, where it knows how its bytes were made of them;
     - otherwise, or where these do not ship, ``slide-mini`` and ``scene-mini``, which make clusters.
 
     Parameters
@@ -130,7 +133,17 @@ def default_model(source: Source, spacing: float | None = None) -> str:
         fine = source.kind == "slide" and side <= FINE_UM
         if fine and spec and not any(unusual_stain(source, spec, (0, 1, 2))):
             return "nuclei"
-        if source.kind == "scene" and LAND_M[0] <= side <= LAND_M[1] and shipped("landcover"):
+    landcover = shipped("landcover")
+    if source.kind == "scene" and landcover and side is not None and LAND_M[0] <= side <= LAND_M[1]:
+        spec = read_spec(landcover)
+        if names == RGB and source.dtype == np.uint8:
+            return "landcover"
+        if (
+            spec
+            and spec.white is not None
+            and _has_bands(source, spec)
+            and holds_reflectance(source)
+        ):
             return "landcover"
     return weights_path(f"{source.kind}-mini").stem
 
@@ -139,6 +152,26 @@ def bands_of(spec: ModelSpec) -> tuple[Band, ...]:
     """Return the bands that a model takes, with their wavelengths where it knows them."""
     wavelengths = spec.wavelengths_nm or (None,) * len(spec.bands)
     return tuple(map(Band, spec.bands, wavelengths))
+
+
+def _has_bands(source: Source, spec: ModelSpec) -> bool:
+    return len(match_bands(bands_of(spec), source.bands)) == len(spec.bands)
+
+
+def holds_reflectance(source: Source) -> bool:
+    """Whether values are reflectances: fractions, by and large of 1, in bands of known wavelengths.
+
+    Raises
+    ------
+    SourceError
+        If a thumbnail of the image cannot be read.
+    """
+    wavelengths = [band.wavelength_nm for band in source.bands]
+    if source.dtype.kind != "f" or any(nm is None or nm > REFLECTED_NM for nm in wavelengths):
+        return False
+    pixels, _, _ = thumbnail(source, 256)
+    values = pixels.values[data_of(pixels)]
+    return bool(values.size and np.quantile(values, 0.9) <= 1)
 
 
 def pixel_side(source: Source) -> float | None:
@@ -182,7 +215,9 @@ def misfits(source: Source, spec: ModelSpec, slots: Sequence[int], ratio: float)
             f"{', '.join(spec.bands[slot] for slot in slots)}, in this order; "
             "--bands says otherwise"
         )
-    if spec.normalisation == "fixed" and spec.scale == 1 / 255 and source.dtype != np.uint8:
+    is_fixed = spec.normalisation == "fixed" and spec.scale == 1 / 255
+    is_known = spec.white is not None and holds_reflectance(source)
+    if is_fixed and source.dtype != np.uint8 and not is_known:
         yield (
             f"its values are {source.dtype}, and the model was trained on 0 to 255; "
             "stretch them to bytes first"

@@ -51,6 +51,7 @@ def first_spec(
     return ModelSpec(
         config,
         scale=scale,
+        white=project.white or (begun.spec.white if begun else None),
         mean=mean,
         std=std,
         bands=bands,

@@ -75,6 +75,8 @@ class Project:
     """How images are read with a classifier of tiles unless one says otherwise: as it was trained,
     or ``whole`` where mosaics taught it to name patches and `benchmarks/mosaic.py` prefers it."""
     unit: Literal["µm", "metre"] | None = None
+    white: float | None = None
+    """Reflectance that the bytes of tiles hold as 255, and more as well, where that is known."""
     colours: Mapping[str, str] = field(default_factory=dict)
     """Of classes, as ``#rrggbb``."""
     training_data: str = ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import rasterio
 
 from gigavim import models
 from gigavim.checkpoint import ModelSpec, load_model, save_model
-from gigavim.pipelines.suitable import default_model, misfits, pixel_side
+from gigavim.config import Resources, RunConfig
+from gigavim.pipelines.run import run_image
+from gigavim.pipelines.suitable import default_model, holds_reflectance, misfits, pixel_side
 from gigavim.sources import open_source
+from gigavim.store import ResultStore
 from images import UTM, tissue, write_model, write_scene, write_slide
 
 STAIN = ((0.2, 0.35), (0.4, 0.6), (0.15, 0.3))
@@ -120,3 +124,70 @@ def test_what_a_model_does_not_know_of_an_image_is_said(tmp_path: Path) -> None:
     )
     (bands,) = misfits(open_source(path), four.spec, (0, 1, 2, 3), 1.0)
     assert "are taken for blue, green, red, nir, in this order" in bands
+
+
+def write_reflectance(path: Path, *, scaled: bool = True, named: bool = True) -> Path:
+    """Seven bands of Sentinel-2 as counts of 1e-4, some brighter than white."""
+    names = ("B02", "B03", "B04", "B08", "B8A", "B11", "B12")
+    counts = np.random.default_rng(0).integers(1, 4000, (7, 64, 64)).astype(np.uint16)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=64, width=64, count=7, dtype="uint16", crs=UTM,
+        transform=rasterio.Affine(10, 0, 9, 0, -10, 5_300_000),
+    ) as raster:  # fmt: skip
+        raster.write(counts)
+        if named:
+            raster.descriptions = names
+        if scaled:
+            raster.scales = (1e-4,) * 7
+    return path
+
+
+def set_white(path: Path, white: float) -> Path:
+    model = load_model(path)
+    save_model(path, model.encoder, dataclasses.replace(model.spec, white=white))
+    return path
+
+
+def test_reflectances_are_known_from_counts(tmp_path: Path) -> None:
+    assert holds_reflectance(open_source(write_reflectance(tmp_path / "r.tif")))
+    counts = write_reflectance(tmp_path / "c.tif", scaled=False)
+    assert not holds_reflectance(open_source(counts))
+    nameless = write_reflectance(tmp_path / "n.tif", named=False)
+    assert not holds_reflectance(open_source(nameless))
+
+
+def test_land_cover_is_told_of_reflectances_by_a_model_that_knows_what_white_was(
+    weights: Path, tmp_path: Path
+) -> None:
+    source = open_source(write_reflectance(tmp_path / "r.tif"))
+    assert default_model(source) == "scene-mini"
+    set_white(weights / "landcover.safetensors", 0.275)
+    assert default_model(source) == "landcover"
+    without_red = open_source(source.path, bands=["B02", "B03", "B08"])
+    assert default_model(without_red) == "scene-mini"
+
+
+def test_a_model_of_bytes_sees_reflectances_as_the_bytes_they_would_have_been(
+    tmp_path: Path,
+) -> None:
+    model = set_white(write_model(tmp_path / "m.safetensors"), 0.275)
+    scene = write_reflectance(tmp_path / "r.tif")
+    with rasterio.open(scene) as raster:
+        red, green, blue = raster.read([3, 2, 1]).astype(np.float64)
+    picture = tmp_path / "b.tif"
+    with rasterio.open(
+        picture, "w", driver="GTiff", height=64, width=64, count=3, dtype="uint8", crs=UTM,
+        transform=raster.transform, photometric="RGB",
+    ) as raster:  # fmt: skip
+        # gdal_translate -ot Byte -scale 0 2750 0 255
+        counts = np.stack([red, green, blue])
+        raster.write(np.rint(np.clip(counts / 2750, 0, 1) * 255).astype(np.uint8))
+    features = []
+    for image in (scene, picture):
+        path = image.with_suffix(".gigavim.zarr")
+        config = RunConfig(model=str(model), heads=("features",))
+        summary = run_image(str(image), path, config, Resources(device="cpu", readers=1))
+        assert summary.warnings == ()
+        features.append(ResultStore.open(path).values("tokens/features").astype(np.float64))
+    np.testing.assert_allclose(*features, atol=0.02)
+    assert features[0].std() > 0.1
