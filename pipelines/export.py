@@ -91,7 +91,7 @@ def export(
     suffix = (OF_A_MAP[to] if to in OF_A_MAP else OF_ALL[to])[0]
     name = f"{result.name}{suffix.format(head=head or result.heads()[0])}"
     path = result.store.path.with_name(name) if output is None else Path(output)
-    if path.is_dir() and output is not None and path.suffix != Path(suffix).suffix:
+    if path.is_dir() and output is not None and path.suffix != Path(name).suffix:
         path = path / name
     if path.exists() and not force:
         raise StoreError(f"{path} is there already; replace it with --force, or name another file")

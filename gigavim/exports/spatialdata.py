@@ -27,7 +27,7 @@ _SIDE = 4096
 
 
 def write_spatialdata(result: Result, path: Path, *, head: str | None = None) -> None:
-    """Write ``shapes["tiles"]``, ``shapes["tissues"]``, ``tables["<model>_tiles"]`` and a label.
+    """Write shapes ``tiles`` and ``tissues``, table ``<model>_tiles``, labels ``<head>_map``.
 
     The coordinate system ``global`` has level-0 pixels, ``micrometers`` those of a slide. A row of
     the table is a tile with its feature; in whole mode a patch is a tile.
@@ -101,7 +101,9 @@ def _write_table(result: Result, tables: zarr.Group, table: Table) -> None:
 
 def _write_labels(labels: zarr.Group, layer: Layer) -> None:
     """Copy the pyramid of a class map."""
-    group = labels.create_group(layer.name)
+    # LazySlide takes a plain "nuclei" for the features of a model of that name.
+    name = f"{layer.name}_map"
+    group = labels.create_group(name)
     datasets = []
     for number, level in enumerate(layer.levels):
         copied = group.create_array(
@@ -132,7 +134,7 @@ def _write_labels(labels: zarr.Group, layer: Layer) -> None:
         ],
     }
     multiscale: Any = {
-        "name": layer.name,
+        "name": name,
         "datasets": datasets,
         "axes": [{"name": axis, "type": "space"} for axis in axes],
         "coordinateTransformations": [_between(axes, "global", to_level0)],
@@ -143,7 +145,7 @@ def _write_labels(labels: zarr.Group, layer: Layer) -> None:
             for value, colour in enumerate(layer.colours, start=1)
         ],
         "properties": [
-            {"label-value": value, "class": name} for value, name in enumerate(layer.names, start=1)
+            {"label-value": value, "class": text} for value, text in enumerate(layer.names, start=1)
         ],
     }
     group.attrs.update(
@@ -154,7 +156,7 @@ def _write_labels(labels: zarr.Group, layer: Layer) -> None:
         },
         spatialdata_attrs={"version": "0.3"},
     )
-    labels.attrs["ome"] = {"labels": [layer.name]}
+    labels.attrs["ome"] = {"labels": [name]}
 
 
 def _transformations(result: Result) -> Any:

@@ -77,7 +77,7 @@ def test_spatialdata_reads_it_in_its_own_words(slide: Result, tmp_path: Path) ->
     write_spatialdata(slide, tmp_path / "s.zarr")
     data = spatialdata.read_zarr(tmp_path / "s.zarr")
     assert set(data.coordinate_systems) == {"global", "micrometers"}
-    assert spatialdata.get_extent(data.labels["clusters"]) == {"y": (0, 1024), "x": (0, 1536)}
+    assert spatialdata.get_extent(data.labels["clusters_map"]) == {"y": (0, 1024), "x": (0, 1536)}
     elements, table = spatialdata.join_spatialelement_table(
         sdata=data, spatial_element_names="tiles", table_name="tissue_tiles", how="inner"
     )

@@ -33,7 +33,8 @@ def test_every_format_is_written_into_a_new_folder(store: Path, to: str, tmp_pat
 def test_a_file_lies_beside_its_store_unless_told(store: Path, tmp_path: Path) -> None:
     assert export(store, "csv") == store.with_name("scene.tokens.csv")
     assert export(store, "geojson") == store.with_name("scene.clusters.geojson")
-    assert export(store, "csv", tmp_path) == tmp_path / "scene.tokens.csv"
+    for to, name in (("csv", "scene.tokens.csv"), ("html", "scene.html")):
+        assert export(store, to, tmp_path) == tmp_path / name
 
 
 @pytest.mark.parametrize("to", ["csv", "spatialdata"])
@@ -55,7 +56,9 @@ def test_an_unfinished_result_is_refused(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_map_that_is_not_there_is_named_with_those_that_are(store: Path) -> None:
-    with pytest.raises(StoreError, match="no class map 'classify'; it has clusters, qc, foreground"):
+    with pytest.raises(
+        StoreError, match="no class map 'classify'; it has clusters, qc, foreground"
+    ):
         export(store, "geojson", head="classify")
 
 
