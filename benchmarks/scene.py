@@ -2,11 +2,11 @@
 
     python benchmarks/scene.py reading FULL         # beside rasterio's bare reading of the windows
     python benchmarks/scene.py run FULL             # a whole run under --max-memory 3GiB
-    python benchmarks/scene.py bands FULL           # time against the number of bands
 
 ``reading``: the contestants take turns over the same windows in one thread, and the best round of
 each counts: by the clock, and by processor time, which does not feel what else the machine does.
-``run`` and ``bands`` take ``--side`` to read a square of so many pixels from the middle.
+``run`` takes ``--side`` to read a square of so many pixels from the middle. Time against bands and
+dates is measured by ``dates.py``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import torch
 
-from gigavim.checkpoint import ModelSpec, save_model
-from gigavim.config import Resources, RunConfig
-from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.geometry import Window
-from gigavim.pipelines.run import run_image
 from gigavim.sources import open_source
 
 SIDE = 1024
@@ -39,13 +34,13 @@ BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("reading", "run", "bands"))
+    parser.add_argument("what", choices=("reading", "run"))
     parser.add_argument("scene", type=Path)
     parser.add_argument("--side", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--windows", type=int, default=12)
     args = parser.parse_args()
-    {"reading": reading, "run": run, "bands": bands}[args.what](args)
+    {"reading": reading, "run": run}[args.what](args)
 
 
 def reading(args: argparse.Namespace) -> None:
@@ -108,44 +103,6 @@ def run(args: argparse.Namespace) -> None:
         "stages_s": {name: round(s, 1) for name, s in stages.items()},
     }
     print(json.dumps(figures))
-
-
-def bands(args: argparse.Namespace) -> None:
-    """Run models that differ in their bands alone."""
-    with rasterio.open(args.scene) as image:
-        names = image.descriptions
-    config = RunConfig(heads=("features",), bounds=_square(args.scene, args.side or 2048))
-    for count in (1, 2, 4, 8, 13):
-        with tempfile.TemporaryDirectory() as folder:
-            model = _model(Path(folder, "bands.safetensors"), names[:count])
-
-            def once(model: Path = model, folder: str = folder, count: int = count) -> None:
-                run_image(
-                    str(args.scene),
-                    Path(folder, "scene.gigavim.zarr"),
-                    RunConfig(**{**_fields(config), "model": str(model), "bands": names[:count]}),
-                    Resources("cpu", readers=1),
-                    force=True,
-                )
-
-            clock, busy = _take_turns({"run": once}, args.rounds)["run"]
-        figures = {"bands": count, "seconds": round(clock, 2), "cpu_s": round(busy, 2)}
-        print(json.dumps({"benchmark": "scene bands"} | figures), flush=True)
-
-
-def _fields(config: RunConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
-def _model(path: Path, names: Sequence[str]) -> Path:
-    torch.manual_seed(0)
-    architecture = VisionMambaConfig(
-        image_size=128, patch=8, stride=8, bands=len(names), width=96, depth=6, state=16,
-        classes=0, class_token="none", position="none",
-    )  # fmt: skip
-    spec = ModelSpec(architecture, normalisation="image", bands=tuple(names), tile=128)
-    save_model(path, VisionMamba(architecture), spec)
-    return path
 
 
 def _square(scene: Path, side: int) -> tuple[float, float, float, float]:

@@ -44,6 +44,9 @@ UNREADABLE = (*LYING, RasterioError)
 
 _OPENING = threading.Lock()
 
+Where = tuple[tuple[int, int], tuple[int, int]]
+"""First row and one past the last, and so the columns."""
+
 
 @dataclass(frozen=True, slots=True)
 class RasterBand:
@@ -53,6 +56,8 @@ class RasterBand:
     """GDAL's name of the file or of a variable in it."""
     index: int
     """From 1."""
+    dtype: str
+    """Of the numbers in the file."""
     scale: float
     offset: float
 
@@ -102,34 +107,18 @@ class RasterSource(FileSource):
     def _part(self, level: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         values, valid = self._blank(window)
         valid[:] = True
-        where = (
-            (window.y, window.y + window.height),
-            (window.x, window.x + window.width),
-        )
+        rows = window.y, window.y + window.height
+        where = rows, (window.x, window.x + window.width)
         slots = iter(values.transpose(2, 0, 1))
-        for name, bands in itertools.groupby(self.selected, lambda band: band.dataset):
-            dataset = self.datasets.get().get(name, level)
-            masks, nodata = dataset.mask_flag_enums, dataset.nodatavals
-            for band in bands:
-                slot, number = next(slots), band.index - 1
-                own = np.dtype(dataset.dtypes[number])
-                # GDAL converts as it copies, where that loses nothing.
-                out = slot if np.can_cast(own, slot.dtype) else None
-                stored = dataset.read(band.index, window=where, out=out)
-                is_whole = own.kind in "iu" and (nodata[number] or 0) % 1 == 0
-                if masks[number] == [MaskFlags.nodata] and is_whole:
-                    # What GDAL's mask would say, which reads the band once more.
-                    valid &= stored != int(nodata[number])
-                elif MaskFlags.all_valid not in masks[number]:
-                    valid &= dataset.read_masks(band.index, window=where) > 0
-                if own.kind == "f":
-                    valid &= np.isfinite(stored)
-                if band.scale != 1:
-                    stored = np.multiply(stored, self.dtype.type(band.scale), out=out)
+        for (name, _), alike in itertools.groupby(self.selected, lambda it: (it.dataset, it.dtype)):
+            dataset, bands = self.datasets.get().get(name, level), list(alike)
+            read = dataset.read([band.index for band in bands], window=where)
+            # The bands end first, so that no slot of the next ones is lost.
+            for band, stored, slot in zip(bands, read, slots, strict=False):
+                valid &= _seen(dataset, band.index, stored, where)
+                np.multiply(stored, self.dtype.type(band.scale), out=slot)
                 if band.offset != 0:
-                    stored = np.add(stored, self.dtype.type(band.offset), out=out)
-                if out is None:
-                    slot[:] = stored
+                    slot += self.dtype.type(band.offset)
         if not valid.all():
             for slot in values.transpose(2, 0, 1):
                 np.copyto(slot, 0, where=~valid)
@@ -187,6 +176,22 @@ def open_raster(path: str, options: Options) -> RasterSource:
     )
 
 
+def _seen(
+    dataset: rasterio.DatasetReader, index: int, stored: NDArray[Any], where: Where
+) -> NDArray[np.bool_]:
+    """Return which of the stored pixels of a band are valid: those that GDAL does not mask."""
+    flags, nodata = dataset.mask_flag_enums[index - 1], dataset.nodatavals[index - 1]
+    seen: NDArray[np.bool_]
+    if flags == [MaskFlags.nodata] and stored.dtype.kind in "iu" and nodata % 1 == 0:
+        # What the mask would say, for which the band would be read once more.
+        seen = stored != int(nodata)
+        return seen
+    seen = np.isfinite(stored)
+    if MaskFlags.all_valid not in flags:
+        seen &= dataset.read_masks(index, window=where) > 0
+    return seen
+
+
 def open_dataset(name: str, level: int = 0) -> rasterio.DatasetReader:
     """Open a dataset at a level of its pyramid, for one thread.
 
@@ -233,7 +238,7 @@ def stored_bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[Ra
                 labels.append(_label(dataset, index, path))
                 told.append(_wavelength_nm(dataset, index))
                 scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
-                stored.append(RasterBand(name, index, scale, offset))
+                stored.append(RasterBand(name, index, dataset.dtypes[index - 1], scale, offset))
     if not stored:
         raise SourceError(f"{path} has no raster bands; is it the right file?")
     bands = zip(sensor_bands(labels, path), told, strict=True)
