@@ -193,8 +193,17 @@ def check_extents(grids: Sequence[tuple[str, PixelGrid]], path: str) -> None:
         if max(gaps) > slack:
             raise SourceError(
                 f"{path}: {name} covers {_numbers(first.bounds)} and {other_name} "
-                f"{_numbers(other.bounds)}; say which part to read with --bounds"
+                f"{_numbers(other.bounds)}; say which part to read with --bounds{_shared(grids)}"
             )
+
+
+def _shared(grids: Sequence[tuple[str, PixelGrid]]) -> str:
+    """Say what all grids cover, as an option takes it; nothing where that is nothing."""
+    wests, souths, easts, norths = zip(*(grid.bounds for _, grid in grids), strict=True)
+    west, south, east, north = max(wests), max(souths), min(easts), min(norths)
+    if west >= east or south >= north:
+        return ""
+    return f": all cover {_numbers((west, south, east, north)).replace(' ', '')}"
 
 
 def parse_crs(text: str) -> CRS:
