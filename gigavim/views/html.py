@@ -25,7 +25,7 @@ from gigavim import __version__
 from gigavim.area import cell_areas
 from gigavim.config import source_options
 from gigavim.errors import SourceError
-from gigavim.exports.result import Layer, Result
+from gigavim.exports.result import NUCLEI, Layer, Result
 from gigavim.foreground import thumbnail
 from gigavim.ngff import Colour
 from gigavim.sources import open_source
@@ -71,10 +71,6 @@ class Entry:
             If there is none, or its run is not complete.
         """
         result = Result.open(store)
-        layer = result.layer()
-        named = [(name, count) for name, _, count in _counted(layer) if count]
-        total = max(1, sum(count for _, count in named))
-        largest = sorted(named, key=lambda item: -item[1])[:3]
         return cls(
             result.about["source"]["uri"],
             result.about["status"],
@@ -82,7 +78,7 @@ class Entry:
             report=report,
             patches=result.store.array("tokens/valid").shape[0],
             seconds=result.about.get("seconds"),
-            result=", ".join(f"{name} {count / total:.0%}" for name, count in largest),
+            result=_found(result),
         )
 
 
@@ -257,6 +253,16 @@ def _map(
             if count
         ],
     }
+
+
+def _found(result: Result) -> str:
+    """Say in a few words what was found: how many nuclei, or the largest classes."""
+    if result.has_nuclei:
+        return f"{result.store.array(f'objects/{NUCLEI}/ends').shape[0]:,} nuclei"
+    counts = {name: count for name, _, count in _counted(result.layer()) if count}
+    total = max(1, sum(counts.values()))
+    largest = sorted(counts, key=lambda name: -counts[name])[:3]
+    return ", ".join(f"{name} {counts[name] / total:.0%}" for name in largest)
 
 
 def _counted(layer: Layer) -> list[tuple[str, Colour, int]]:

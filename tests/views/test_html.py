@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import slide_with_nuclei
 
 from gigavim.config import Resources, RunConfig
 from gigavim.errors import StoreError
@@ -119,6 +120,15 @@ def test_an_unfinished_store_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing"):
         write_report(tmp_path / "none.gigavim.zarr", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_an_index_says_how_many_nuclei_were_found(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    found = slide_with_nuclei(tmp_path_factory.getbasetemp())
+    assert found.store is not None
+    assert Entry.of(found.store).result == f"{found.nuclei} nuclei"
+    assert found.nuclei == 12
 
 
 def test_an_index_lists_results_and_failures_with_their_message(store: Path, report: Path) -> None:
