@@ -34,9 +34,10 @@ from sklearn.preprocessing import StandardScaler
 
 from gigavim.config import Resources, RunConfig
 from gigavim.geometry import Window
-from gigavim.pipelines.ground_truth import PixelGrid, read_truth
+from gigavim.pipelines.ground_truth import read_truth
 from gigavim.pipelines.run import run_image
 from gigavim.sources import Source, open_source
+from gigavim.sources.pixel_grid import PixelGrid
 from gigavim.store import ResultStore
 
 TESTED = 20_000

@@ -14,8 +14,9 @@ from rasterio.warp import transform
 
 from gigavim.errors import GigavimError
 from gigavim.exports.result import Layer, Result
-from gigavim.pipelines.ground_truth import GroundTruth, Labelled, PixelGrid, read_truth
+from gigavim.pipelines.ground_truth import GroundTruth, Labelled, read_truth
 from gigavim.pipelines.train.figures import figures_of_counts
+from gigavim.sources.pixel_grid import PixelGrid
 
 OTHERS = "*"
 """In place of the name of a class: all that are not named."""

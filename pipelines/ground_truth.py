@@ -18,6 +18,7 @@ from rasterio.warp import transform_geom
 from rasterio.windows import Window
 
 from gigavim.errors import GigavimError
+from gigavim.sources.pixel_grid import PixelGrid
 from gigavim.sources.raster_source import open_dataset
 
 ROWS = 1024
@@ -28,16 +29,6 @@ VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet")
 PROPERTIES = ("classification", "class_name", "class", "label", "name")
 """Of a shape, where its class is looked for."""
 LONGITUDE_LATITUDE = "OGC:CRS84"
-
-
-@dataclass(frozen=True, slots=True)
-class PixelGrid:
-    """Pixels that labels are given for."""
-
-    crs: CRS | None
-    transform: Affine
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True)
