@@ -159,11 +159,11 @@ def set_up_alike(paths: Sequence[str], config: RunConfig, device: str = "cpu") -
     for path, grid in zip(paths[1:], others, strict=True):
         if grid.offset_in(first) is None:
             west, south, east, north = first.bounds
-            side = f"{first.transform.a:g} {-first.transform.e:g}"
+            side = f"{first.transform.a:.12g} {-first.transform.e:.12g}"
             raise SourceError(
                 f"{path} does not lie on the pixels of {paths[0]}; bring it there, as with "
                 f"gdalwarp -t_srs {_crs_name(first)} -tr {side} "
-                f"-te {west:.9g} {south:.9g} {east:.9g} {north:.9g} -r bilinear"
+                f"-te {west:.12g} {south:.12g} {east:.12g} {north:.12g} -r bilinear"
             )
     if all(_corners(grid, first) == _corners(first, first) for grid in others):
         return setups
