@@ -80,6 +80,8 @@ def workers_at(where: Where) -> Iterator[Any]:
     import dask
     from distributed import Client
 
+    # What is lost says so at length, here and there; we say it in a line, and mend it.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         # The run of an image is minutes without a word to Dask.
         stack.enter_context(dask.config.set({"distributed.admin.tick.limit": "1h"}))
@@ -140,9 +142,12 @@ def _local(where: Where) -> Iterator[Any]:
         return
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cores))
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    # A worker that is lost says so at length, there and here; we say it in a line, and mend it.
     environment["DASK_LOGGING__DISTRIBUTED"] = "critical"
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    settings = {
+        "distributed.nanny.pre-spawn-environ": environment,
+        # It would keep where threads were in each second of the last hour: half a gigabyte.
+        "distributed.worker.profile.enabled": False,
+    }
     workers = {
         number: {
             "cls": Nanny,
@@ -164,7 +169,7 @@ def _local(where: Where) -> Iterator[Any]:
     }
     with (
         _environment_kept(),
-        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
+        dask.config.set(settings),
         SpecCluster(workers=workers, scheduler=scheduler) as cluster,  # type: ignore[no-untyped-call]
     ):
         yield cluster

@@ -180,5 +180,5 @@ def test_a_thousand_images_take_no_more_memory_than_a_hundred(model: Path, tmp_p
     early, late = figures
     print(f"processes, MiB, handles after 100: {early}, after 1000: {late}")
     assert late[0] == early[0]
-    assert late[1] < early[1] + 100
+    assert late[1] < early[1] + 100  # MiB
     assert late[2] < early[2] + 20

@@ -5,21 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError
 from gigavim.pipelines import share
-from gigavim.pipelines.batches import cluster
+from gigavim.pipelines.batches import cluster, schedule
 from gigavim.pipelines.batches.cluster import Where, workers_at
+from gigavim.pipelines.batches.ledger import Ledger
+from gigavim.pipelines.batches.manifest import Job
+from gigavim.pipelines.batches.schedule import Schedule
+from gigavim.pipelines.batches.worker import Task
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Path]:
-    """The scheduler file of a cluster of one worker that was started by hand."""
+def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A cluster of one worker that was started by hand: its scheduler file, and its scheduler."""
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -34,7 +41,7 @@ def running(tmp_path: Path) -> Iterator[Path]:
     try:
         while not file.exists():
             assert scheduler.poll() is None
-        yield file
+        yield file, scheduler
     finally:
         for process in (worker, scheduler):
             process.terminate()
@@ -60,16 +67,19 @@ def test_workers_share_the_cores_and_have_a_gpu_each(monkeypatch: pytest.MonkeyP
         # A terminal's goes to all of its processes, and one of them is to say so.
         interrupts = client.run(lambda: signal.getsignal(signal.SIGINT))
         assert set(interrupts.values()) == {signal.SIG_IGN}
+        profiled = client.run(lambda dask_worker: "profile" in dask_worker.periodic_callbacks)
+        assert not any(profiled.values())
     assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_workers_of_a_running_cluster_are_found_and_stay(
-    running: Path, monkeypatch: pytest.MonkeyPatch
+    running: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file, _ = running
     monkeypatch.setattr(cluster, "PATIENCE_S", 60)
-    with workers_at(Where(scheduler_file=running)) as client:
+    with workers_at(Where(scheduler_file=file)) as client:
         assert list(client.nthreads().values()) == [3]
-    address = json.loads(running.read_text())["address"]
+    address = json.loads(file.read_text())["address"]
     with workers_at(Where(scheduler=address)) as client:
         assert len(client.nthreads()) == 1
     monkeypatch.setattr(share, "__version__", "99.0")
@@ -78,6 +88,24 @@ def test_workers_of_a_running_cluster_are_found_and_stay(
         workers_at(Where(scheduler=address)),
     ):
         pass
+
+
+def test_a_scheduler_that_is_killed_is_said(
+    running: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, scheduler = running
+    monkeypatch.setattr(cluster, "PATIENCE_S", 60)
+    monkeypatch.setattr(schedule, "map_image", lambda task: time.sleep(6))
+    task = Task(Job("a.svs", tmp_path / "a", RunConfig()), Resources(), "b", "0")
+    ledger = Ledger(tmp_path, "b")
+
+    def run() -> None:
+        with workers_at(Where(scheduler_file=file)) as client:
+            threading.Timer(2, scheduler.kill).start()
+            list(Schedule(client, [task], ledger, retries=0).run())
+
+    with pytest.raises(GigavimError, match="the scheduler was lost; the same command continues"):
+        run()
 
 
 def test_a_scheduler_that_is_not_there_is_said(
