@@ -35,10 +35,10 @@ screen:
 		echo "The viewer's tests will be skipped; to run them: apt-get install $(SCREEN)"
 
 test: $(STAMP) screen
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
 
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m "faults or long"
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 check: $(STAMP)

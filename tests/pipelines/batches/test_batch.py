@@ -153,7 +153,7 @@ def test_an_image_more_takes_no_memory_and_no_handle(model: Path, tmp_path: Path
     assert handles_at_last == handles
 
 
-@pytest.mark.faults
+@pytest.mark.long
 def test_a_thousand_images_take_no_more_memory_than_a_hundred(model: Path, tmp_path: Path) -> None:
     slides = copies_of_a_slide(tmp_path / "slides", 1000)
     output = tmp_path / "out"
