@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from napari.settings import get_settings
 from napari.utils.notifications import Notification, notification_manager
 from npe2 import PluginManifest
+from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import QApplication
 
 import gigavim.plugins.napari as plugin
 from gigavim.plugins.napari.reader import get_reader
@@ -172,3 +177,26 @@ def test_samples_are_made_once_and_shown(
     viewer.layers.clear()
     viewer.open_sample("gigavim", "scene")
     assert "image" in kinds(viewer)
+
+
+@pytest.fixture
+def preferred() -> Iterator[None]:
+    """As if napari had asked, once for each kind of file, and the answer was to be kept."""
+    settings = get_settings().plugins
+    before = settings.extension2reader
+    settings.extension2reader = {"*.svs": "gigavim", f"*.zarr{os.sep}": "gigavim"}
+    yield
+    settings.extension2reader = before
+
+
+def test_what_is_dropped_on_the_window_opens(viewer: Any, store: Path, preferred: None) -> None:
+    window = viewer.window._qt_viewer
+    for path in (store.with_name("slide.svs"), store):
+        files = QMimeData()
+        files.setUrls([QUrl.fromLocalFile(str(path))])
+        copy, left = Qt.DropAction.CopyAction, Qt.MouseButton.LeftButton
+        middle, none = window.rect().center(), Qt.KeyboardModifier.NoModifier
+        QApplication.sendEvent(window, QDragEnterEvent(middle, copy, files, left, none))
+        QApplication.sendEvent(window, QDropEvent(QPointF(middle), copy, files, left, none))
+    assert kinds(viewer)[0] == "image"
+    assert "classes" in kinds(viewer)
