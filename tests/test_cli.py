@@ -248,7 +248,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_that_looks_finished(
 def test_ctrl_c_stops_in_one_line_and_the_same_command_continues(
     model: Path, tmp_path: Path
 ) -> None:
-    slide = write_slide(tmp_path / "large.svs", tissue(3072, 3072))
+    slide = write_slide(tmp_path / "large.svs", tissue(6144, 4096))
     arguments = ("run", slide, "-m", model, "-o", tmp_path / "out", "--readers", "1")
     process = _command(*arguments)
     state = tmp_path / "out/large.gigavim.zarr/state"

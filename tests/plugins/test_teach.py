@@ -110,7 +110,10 @@ def cell(panel: TeachPanel, row: int, column: int) -> str:
 
 
 def wait_for_map(qtbot: Any, panel: TeachPanel, fitted: Callable[[], bool]) -> None:
-    qtbot.waitUntil(lambda: not panel._is_fitting and fitted(), timeout=WAIT_MS)
+    def is_settled() -> bool:
+        return not (panel._is_fitting or panel._is_due or panel._clock.isActive())
+
+    qtbot.waitUntil(lambda: is_settled() and fitted(), timeout=WAIT_MS)
 
 
 def draw_two_classes(qtbot: Any, viewer: Any, panel: TeachPanel) -> None:
