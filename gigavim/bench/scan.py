@@ -48,21 +48,25 @@ def bench_scan(
     names = ["reference", "torch"]
     if scan_backend("cpu", torch.float32).name == "c":
         names.append("c")
-    for count in dict.fromkeys(threads):
-        torch.set_num_threads(count)
-        for title, work in {"forward": _forward, "forward+backward": _with_gradients}.items():
-            turns: dict[str, Callable[[], object]] = {
-                name: partial(_by, name, work, inputs) for name in names
-            }
-            seconds = best_in_turns(turns, rounds)
-            for name, best in seconds.items():
-                yield {
-                    "scan": name,
-                    "pass": title,
-                    "threads": count,
-                    "tokens_per_s": round(tokens / best),
-                    "times_torch": round(seconds["torch"] / best, 2),
+    before = torch.get_num_threads()
+    try:
+        for count in dict.fromkeys(threads):
+            torch.set_num_threads(count)
+            for title, work in {"forward": _forward, "forward+backward": _with_gradients}.items():
+                turns: dict[str, Callable[[], object]] = {
+                    name: partial(_by, name, work, inputs) for name in names
                 }
+                seconds = best_in_turns(turns, rounds)
+                for name, best in seconds.items():
+                    yield {
+                        "scan": name,
+                        "pass": title,
+                        "threads": count,
+                        "tokens_per_s": round(tokens / best),
+                        "times_torch": round(seconds["torch"] / best, 2),
+                    }
+    finally:
+        torch.set_num_threads(before)
 
 
 def vim_like(tokens: int, channels: int, states: int) -> dict[str, Any]:
