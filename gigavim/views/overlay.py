@@ -158,11 +158,14 @@ def blend(
 def _legend(
     labels: NDArray[np.uint8], names: Sequence[str], colours: Sequence[Colour]
 ) -> list[tuple[Colour, str, str]]:
-    """Return colour, name and share of the classified area, for each class that occurs."""
+    """Return colour, name and share of the classified area, for each class that occurs.
+
+    Where there is one class alone, as of nuclei, a share of it says nothing.
+    """
     counts = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:]
     total = max(1, int(counts.sum()))
     return [
-        (colour, name, f"{count / total:.1%}")
+        (colour, name, f"{count / total:.1%}" if len(names) > 1 else "")
         for colour, name, count in zip(colours, names, counts, strict=True)
         if count
     ]
