@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -41,28 +43,12 @@ def write_class_geotiff(
     StoreError
         If the file cannot be written; what stood there before stays.
     """
-    import rasterio
     from rasterio.io import MemoryFile
 
-    if registration.cell_transform is None:
-        raise ValueError("a GeoTIFF needs a transform to place it with")
     path = Path(path)
-    height, width = labels.shape
     # In memory first: GDAL's own writing says nothing useful about a full disk.
     with MemoryFile() as memory:
-        with memory.open(
-            driver="COG",
-            height=height,
-            width=width,
-            count=1,
-            dtype="uint8",
-            nodata=0,
-            crs=registration.crs,
-            transform=rasterio.Affine(*registration.cell_transform),
-            compress="DEFLATE",
-            overview_resampling="mode",
-        ) as raster:
-            raster.write(labels, 1)
+        with _cog(memory, labels, registration, nodata=0, overviews="mode") as raster:
             opaque = {value: (*colour, 255) for value, colour in enumerate(colours, start=1)}
             raster.write_colormap(1, {0: (0, 0, 0, 0)} | opaque)
         with writing(path):
@@ -89,30 +75,45 @@ def write_value_geotiff(
     StoreError
         If the file cannot be written; what stood there before stays.
     """
-    import rasterio
     from rasterio.io import MemoryFile
 
-    if registration.cell_transform is None:
-        raise ValueError("a GeoTIFF needs a transform to place it with")
     path = Path(path)
-    height, width = values.shape
     with MemoryFile() as memory:
-        with memory.open(
-            driver="COG",
-            height=height,
-            width=width,
-            count=1,
-            dtype="float32",
-            nodata=np.nan,
-            crs=registration.crs,
-            transform=rasterio.Affine(*registration.cell_transform),
-            compress="DEFLATE",
-            overview_resampling="average",
-        ) as raster:
-            raster.write(values, 1)
+        with _cog(memory, values, registration, nodata=np.nan, overviews="average") as raster:
             raster.set_band_description(1, name)
         with writing(path):
             write_file(path, memory.getbuffer())
+
+
+@contextmanager
+def _cog(
+    memory: Any,
+    values: NDArray[Any],
+    registration: Registration,
+    *,
+    nodata: float,
+    overviews: str,
+) -> Iterator[Any]:
+    """Write values of cells to a file in memory, and lend it for what else it says."""
+    import rasterio
+
+    if registration.cell_transform is None:
+        raise ValueError("a GeoTIFF needs a transform to place it with")
+    height, width = values.shape
+    with memory.open(
+        driver="COG",
+        height=height,
+        width=width,
+        count=1,
+        dtype=values.dtype,
+        nodata=nodata,
+        crs=registration.crs,
+        transform=rasterio.Affine(*registration.cell_transform),
+        compress="DEFLATE",
+        overview_resampling=overviews,
+    ) as raster:
+        raster.write(values, 1)
+        yield raster
 
 
 def category_names(names: Sequence[str]) -> bytes:
