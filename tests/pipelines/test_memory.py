@@ -246,7 +246,7 @@ def planned(*args):
     return plans[-1]
 run.plan_memory = planned
 resources = Resources("cpu", max_memory={limit})
-run.run_image({image!r}, Path({store!r}), RunConfig(read_all=True), resources)
+run.run_image({image!r}, Path({store!r}), RunConfig("slide-mini", read_all=True), resources)
 status = Path("/proc/self/status").read_text()
 peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
 print(json.dumps([peak, plans[0].expected, plans[0].chunk, plans[0].residual_on]))
@@ -259,7 +259,7 @@ def test_the_peak_stays_under_the_limit(tmp_path: Path) -> None:
     from gigavim.sample import make_slide
 
     image = tmp_path / "slide.svs"
-    make_slide(image)
+    make_slide(image, tiles=(20, 24))
     stores = []
     for limit, in_memory in ((4 * GIB, 2**17), (1400 * 2**20, 0)):
         stores.append(tmp_path / f"{limit}.gigavim.zarr")
