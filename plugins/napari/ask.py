@@ -35,6 +35,7 @@ from gigavim.plugins.napari.marks import (
     show_similar,
 )
 from gigavim.plugins.napari.notify import notify
+from gigavim.plugins.napari.panel import Panel
 from gigavim.plugins.napari.patch import Comparison, Patch, compare, patch_at, why_no_patch
 from gigavim.plugins.napari.probability_bars import ProbabilityBars
 from gigavim.plugins.napari.regions import Region, look_at
@@ -58,16 +59,14 @@ SLOW = (
 )
 
 
-class AskPanel(QWidget):
+class AskPanel(Panel):
     """Answers clicks on the image, by the run of the selected layer or else the only one.
 
     It does so while it is seen, the button is down and no tool for drawing is chosen.
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
-        # Widgets get the viewer in a wrapper, and layers from that in wrappers of their own.
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        super().__init__(napari_viewer)
         self._results: Results | None = None
         self._patch: Patch | None = None
         self._read: tuple[Results, FeatureTable] | None = None

@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
 from gigavim.errors import GigavimError
 from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.class_list import ClassList
+from gigavim.plugins.napari.panel import Panel
 from gigavim.plugins.napari.picture_bar import PictureBar
 from gigavim.plugins.napari.region_bar import RegionBar
 from gigavim.plugins.napari.regions import look_at, order_of, regions_of
@@ -37,13 +38,11 @@ the store stays as it is"""
 NOT_CUT = "This map has no probabilities"
 
 
-class ResultsPanel(QWidget):
+class ResultsPanel(Panel):
     """Shows one class map of one run at a time: that of the selected layer, else the first."""
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
-        # Widgets get the viewer in a wrapper, and layers from that in wrappers of their own.
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        super().__init__(napari_viewer)
         self._results: Results | None = None
         self._shown: Shown | None = None
         self._wanted: tuple[Results | None, str | None] = (None, None)

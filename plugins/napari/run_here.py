@@ -36,6 +36,7 @@ from gigavim.errors import GigavimError
 from gigavim.plugins.napari.areas import Polygon, drawn, viewed
 from gigavim.plugins.napari.follow import Follower, follow, words_of
 from gigavim.plugins.napari.launch import Request, Run, launch
+from gigavim.plugins.napari.panel import Panel
 from gigavim.store import RunProgress
 
 EVERY_MS = 200
@@ -44,12 +45,11 @@ WHOLE, VIEW = "The whole image", "What the view shows"
 SUITED, FILE = "The one that suits the image", "A file…"
 
 
-class RunPanel(QWidget):
+class RunPanel(Panel):
     """Starts one run at a time, shows how far it is, and stops it when asked."""
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        super().__init__(napari_viewer)
         self._thread = ThreadPoolExecutor(thread_name_prefix="gigavim-run")
         self._waiting: list[tuple[Future[Any], Callable[[Any], None]]] = []
         self._run: Run | None = None
@@ -67,7 +67,6 @@ class RunPanel(QWidget):
         self._timer = QTimer(self)
         self._timer.timeout.connect(self._on_time)
         self._timer.start(EVERY_MS)
-        self._window = self._viewer.window._qt_window
         for watched in (self._window, self._viewer.window._qt_viewer):
             watched.installEventFilter(self)
         application = QApplication.instance()

@@ -17,7 +17,6 @@ from qtpy.QtWidgets import (
     QLabel,
     QPushButton,
     QVBoxLayout,
-    QWidget,
 )
 
 from gigavim.annotations import Annotation
@@ -36,6 +35,7 @@ from gigavim.plugins.napari.annotation_layer import (
 from gigavim.plugins.napari.background import in_background
 from gigavim.plugins.napari.class_editor import ClassEditor
 from gigavim.plugins.napari.notify import notify
+from gigavim.plugins.napari.panel import Panel
 from gigavim.plugins.napari.probe_map import (
     Taught,
     kind_of,
@@ -61,15 +61,14 @@ TOOLS = {
 """Modes of napari's layers of shapes, and how they are used."""
 
 
-class TeachPanel(QWidget):
+class TeachPanel(Panel):
     """Draws shapes with classes, fits a probe on the features under them, and shows its map.
 
     It works on the store of the selected layer, else on the only one there is.
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
-        self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        super().__init__(napari_viewer)
         self._encoded: tuple[Results, Encoded] | None = None
         self._taught: tuple[Results, Taught] | None = None
         self._is_fitting = self._is_due = False

@@ -163,19 +163,20 @@ class _Refresher:
     def __init__(self, layer: Layer, pyramid: Pyramid) -> None:
         self._layer, self._pyramid = weakref.ref(layer), weakref.ref(pyramid)
         self._seen = self._seen_coarse = self._told = 0
-        self._timer = QTimer()
-        self._timer.setInterval(EVERY_MS)
-        self._timer.timeout.connect(self._look)
+        self._is_due = False
 
     def start(self) -> None:
         """Begin to look."""
-        if not self._timer.isActive():
-            self._timer.start()
+        if not self._is_due:
+            self._is_due = True
+            # A thread that reads may be the last to hold the pyramid, and this with it; a timer of
+            # its own would then end in that thread, and Qt the process.
+            QTimer.singleShot(EVERY_MS, lambda: self._look())
 
     def _look(self) -> None:
+        self._is_due = False
         layer, pyramid = self._layer(), self._pyramid()
         if layer is None or pyramid is None:
-            self._timer.stop()
             return
         # Asked first: what comes in between is seen the next time.
         loading, arrivals = pyramid.loading, pyramid.arrivals
@@ -184,8 +185,8 @@ class _Refresher:
             is_coarse = pyramid.coarse_tiles != self._seen_coarse
             self._seen_coarse = pyramid.coarse_tiles
             layer.refresh(thumbnail=is_coarse, extent=False, highlight=False)
-        elif not loading:
-            self._timer.stop()
+        if loading or arrivals != pyramid.arrivals:
+            self.start()
         if len(pyramid.faults) > self._told == 0:
             show_warning(pyramid.faults[0])
         self._told = len(pyramid.faults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -40,6 +41,9 @@ def screen() -> None:
     if tried.returncode:
         fault = tried.stderr.strip().splitlines()[:1] or [f"signal {-tried.returncode}"]
         pytest.skip(f"Qt opens no window here ({fault[0]}): apt-get install {PACKAGES}")
+    # What is there stays there: looking for what a closed window leaves is quick then.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,3 +60,7 @@ def viewer(qtbot: Any) -> Iterator[Any]:
     viewer = napari.Viewer()
     yield viewer
     viewer.close()
+    # napari's timers end in this thread, and not in whichever happens to collect them: that would
+    # end the process. napari.utils._testsupport does the same.
+    del viewer
+    gc.collect()
