@@ -41,9 +41,6 @@ def screen() -> None:
     if tried.returncode:
         fault = tried.stderr.strip().splitlines()[:1] or [f"signal {-tried.returncode}"]
         pytest.skip(f"Qt opens no window here ({fault[0]}): apt-get install {PACKAGES}")
-    # What is there stays there: looking for what a closed window leaves is quick then.
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,13 +51,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("error:::gigavim.*"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected_here() -> Iterator[None]:
+    """Collect what closed windows leave in the thread of windows alone, between tests.
+
+    Whichever thread allocates collects, otherwise, and the timers of napari and Qt must end in
+    theirs: those of other tests would end the process.
+    """
+    gc.collect()
+    gc.freeze()  # the rest need not be looked at again
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
 @pytest.fixture
 def viewer(qtbot: Any) -> Iterator[Any]:
     """Return an empty viewer in a window; it is closed when the test ends."""
     viewer = napari.Viewer()
     yield viewer
     viewer.close()
-    # napari's timers end in this thread, and not in whichever happens to collect them: that would
-    # end the process. napari.utils._testsupport does the same.
     del viewer
     gc.collect()

@@ -191,9 +191,9 @@ def test_an_area_of_a_scene_is_written_in_its_crs(tmp_path: Path) -> None:
     assert (columns.min() * mask.ratio_x, (columns.max() + 1) * mask.ratio_x) == (80, 160)
 
 
-def test_without_an_image_the_panel_says_what_is_missing(viewer: Any, qtbot: Any) -> None:
+def test_without_an_image_the_panel_says_what_is_missing(viewer: Any) -> None:
     panel = RunPanel(viewer)
-    qtbot.addWidget(panel)
+    viewer.window.add_dock_widget(panel, name="Run here")
     assert panel.message.text() == "Open a slide or a scene first."
     assert not panel.start.isEnabled()
 

@@ -328,7 +328,7 @@ def test_nothing_open_and_several_stores_are_said_in_words(
     qtbot: Any, viewer: Any, slide_store: Path, tmp_path: Path
 ) -> None:
     panel = TeachPanel(viewer)
-    qtbot.addWidget(panel)
+    viewer.window.add_dock_widget(panel, name="Annotate and teach")
     assert panel.message.text().startswith("Open the .gigavim.zarr")
     assert not panel.fit.isEnabled()
     other = shutil.copytree(slide_store, tmp_path / "other.gigavim.zarr")
