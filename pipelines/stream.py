@@ -18,8 +18,8 @@ def reader_pool(threads: int) -> Iterator[Any]:
     """Lend a Dask client whose workers are threads of this process.
 
     Readers spend their time in decoders that release the interpreter lock, and what they return is
-    handed over without a copy. The pool stays for the next image, as a pool that is closed leaves
-    half a megabyte behind; Dask ends it with the process.
+    handed over without a copy. A pool of each size stays for the next image, as one that is closed
+    leaves half a megabyte behind; Dask ends them with the process.
     """
     client = _pool(threads)
     if client.status != "running":
@@ -28,7 +28,7 @@ def reader_pool(threads: int) -> Iterator[Any]:
     yield client
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _pool(threads: int) -> Any:
     import dask
     from distributed import Client

@@ -105,3 +105,12 @@ def test_what_was_read_with_is_not_held() -> None:
         gc.collect()
         time.sleep(0.05)
     assert held() is None
+
+
+def test_pools_of_two_sizes_are_made_once_each() -> None:
+    lent = []
+    for threads in (1, 2, 1, 2):
+        with reader_pool(threads) as client:
+            lent.append(client)
+    assert lent[0] is lent[2]
+    assert lent[1] is lent[3]
