@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -50,6 +49,7 @@ from gigavim.pipelines.segment import (
     spilling,
     summaries,
 )
+from gigavim.pipelines.stream import silence_dask
 
 PATIENCE_S = 10
 """Seconds that a scheduler, and its first worker, have to answer."""
@@ -118,7 +118,7 @@ def dask_workers(count: int | None = None, scheduler: str | None = None) -> Iter
             # A worker that is lost or fails says so at length, there and here; we say it in a line,
             # or mend it.
             environment["DASK_LOGGING__DISTRIBUTED"] = "critical"
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            silence_dask()
             with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
                 cluster = LocalCluster(  # type: ignore[no-untyped-call]
                     n_workers=count,

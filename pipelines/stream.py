@@ -33,8 +33,7 @@ def _pool(threads: int) -> Any:
     import dask
     from distributed import Client
 
-    # A worker stopped in the middle of a read says so at length; our caller says it in a line.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    silence_dask()
     # Dask's logs of a thousand messages hold what was read with: images long done, and open.
     with dask.config.set({"distributed.admin.low-level-log-length": 0}):
         return Client(  # type: ignore[no-untyped-call]
@@ -46,6 +45,16 @@ def _pool(threads: int) -> Any:
             memory_limit=0,
             set_as_default=False,
         )
+
+
+def silence_dask() -> None:
+    """Keep Dask's own log from the terminal: what stops or fails there is told by us, in a line.
+
+    Its event loop is tornado's: a wait that is interrupted early fails there too, in
+    ``distributed.utils.sync``.
+    """
+    for name in ("distributed", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def stream(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -180,10 +179,9 @@ def test_weights_that_changed_before_their_gradients_are_refused(tmp_path: Path)
             features.vector.sum().backward()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts handles")
 def open_below(folder: Path) -> list[Path]:
     """Return the files of a folder that this process holds open, deleted ones too."""
-    links = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    links = list(Path("/proc/self/fd").iterdir())
     held = [link.readlink() for link in links if link.is_symlink()]
     return [path for path in held if folder in path.parents]
 

@@ -298,16 +298,15 @@ def test_a_process_that_dies_leaves_what_the_next_needs(tmp_path: Path) -> None:
         program = PROGRAM.format(
             tests=str(Path(__file__).parent), step=step, folder=str(tmp_path / "scratch")
         )
-        # Products of matrices by another number of threads differ in the last bit.
-        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+        ended = subprocess.run([sys.executable, "-c", program], check=False)
         assert ended.returncode == 9
     with on_disk(encoder, 50, 7, tmp_path / "scratch") as scratch:
         mark = scratch.mark()
         assert mark is not None
         assert mark.step == 30
         found = streamed(encoder, tokens, scratch)
-        assert torch.equal(found.tokens(0, 50), expected.tokens(0, 50))
+        # Another process may use other threads, whose products differ in the last bit.
+        torch.testing.assert_close(found.tokens(0, 50), expected.tokens(0, 50), rtol=0, atol=1e-12)
 
 
 def test_what_another_run_left_is_started_over(tmp_path: Path) -> None:

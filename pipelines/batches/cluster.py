@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ import psutil
 from gigavim.errors import GigavimError
 from gigavim.pipelines.memory import FREE_SHARE
 from gigavim.pipelines.share import PATIENCE_S, check_versions
+from gigavim.pipelines.stream import silence_dask
 
 LEAVE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """Told to workers here: a terminal sends it to them too, and this process ends them in order."""
@@ -80,8 +80,7 @@ def workers_at(where: Where) -> Iterator[Any]:
     import dask
     from distributed import Client
 
-    # What is lost says so at length, here and there; we say it in a line, and mend it.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    silence_dask()
     with ExitStack() as stack:
         # The run of an image is minutes without a word to Dask.
         stack.enter_context(dask.config.set({"distributed.admin.tick.limit": "1h"}))

@@ -114,3 +114,16 @@ def test_pools_of_two_sizes_are_made_once_each() -> None:
             lent.append(client)
     assert lent[0] is lent[2]
     assert lent[1] is lent[3]
+
+
+def test_a_fault_in_the_loop_of_dask_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+
+    def fails() -> None:
+        client.loop.add_callback(done.set)
+        raise NameError("future")  # As a wait does that Ctrl-C reaches before it began.
+
+    with reader_pool(1) as client:
+        client.loop.add_callback(fails)
+        assert done.wait(10)
+    assert not caplog.records

@@ -61,7 +61,7 @@ def batches(folder: Path, **options: float) -> CropBatches:
 def test_a_model_learns_to_find_nuclei(folder: Path, tmp_path: Path) -> None:
     project = Project(
         model={"width": 16, "depth": 1, "state": 4},
-        phases=(Phase(epochs=40, batch=4, learning_rate=1e-2, average=0.8, patience=40),),
+        phases=(Phase(epochs=60, batch=4, learning_rate=5e-3, average=0.8, patience=60),),
         augmentation=Augmentation(zoom=1.1, stain=0.02),
         spacing=0.5,
         unit="µm",
