@@ -66,7 +66,7 @@ def train_classifier(
         else:
             task = classification_task(*learned, project.seed)
         score = fit(
-            encoder if phase.mosaic == 1 else PatchClassifier(encoder),
+            encoder if phase.mosaic == 1 else PatchClassifier(encoder, tiles.pixels.shape[1]),
             task, phase, folder / f"phase-{number}",
             device=device, precision=precision, tensorboard=tensorboard, progress=progress,
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Tiles joined to mosaics, so that a classifier of tiles learns to name every patch of an image.
 
 On single tiles only the mean over all patches is told what it is, and no token has ever seen the
-state that another land cover left behind. In a mosaic each patch has a label of its own.
+state that another land cover left behind. In a mosaic each patch has a label of its own. From
+mosaics alone a model would forget what it knows of tiles, so the two take turns.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ from gigavim.pipelines.train.project import Phase
 
 
 class PatchClassifier(nn.Module):
-    """An encoder whose classifier is asked about every patch, for training."""
+    """An encoder whose classifier is asked about every patch, for training.
 
-    def __init__(self, encoder: VisionMamba) -> None:
+    Parameters
+    ----------
+    tile
+        Side of the images, in pixels, that it is asked about as a whole.
+    """
+
+    def __init__(self, encoder: VisionMamba, tile: int) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.tile = encoder, tile
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, shape (b * patches, K), of normalised images."""
+        """Return logits of normalised images, shape (b, K) of tiles, otherwise (b * patches, K)."""
+        if images.shape[2] == self.tile:
+            of_tiles: Tensor = self.encoder(images)
+            return of_tiles
         config = self.encoder.config
         patches = images.unfold(2, config.patch, config.stride)
         patches = patches.unfold(3, config.patch, config.stride).permute(0, 2, 3, 4, 5, 1)
@@ -80,11 +90,13 @@ class MosaicBatches(TrainingBatches):
             )
 
     def _changed(self, rows: NDArray[np.int64], number: int) -> Batch:
+        # What is mixed within a tile would have labels that do not say where it is.
+        augmentation = replace(self.augmentation, mixed=0.0)
         generator = self._generator(number)
         whole = rows[: len(rows) // self.side**2 * self.side**2]
-        images = self.augmentation.change(self.data.images(whole), generator)
+        images = augmentation.change(self.data.images(whole), generator)
         targets = self.data.targets(whole)
-        images, _ = self.augmentation.hide(self.data.normalised(images), targets, generator)
+        images, _ = augmentation.hide(self.data.normalised(images), targets, generator)
         height, width = images.shape[2:]
         classes = targets[:, :, None, None].expand(-1, -1, height, width)
         images, classes = joined(images, self.side), joined(classes, self.side)
@@ -93,6 +105,15 @@ class MosaicBatches(TrainingBatches):
         # By area: a patch on a border is as much of one class as of the other.
         of_patches = nn.functional.avg_pool2d(classes, *self.cut)
         return images, of_patches.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class MosaicAndTileBatches(MosaicBatches):
+    """Batches of mosaics and of single tiles, in turns."""
+
+    def _changed(self, rows: NDArray[np.int64], number: int) -> Batch:
+        if number % 2:
+            return TrainingBatches._changed(self, rows, number)
+        return super()._changed(rows, number)
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,7 @@ def mosaic_task(
     cut: tuple[int, int],
     seed: int,
 ) -> Task:
-    """Return the task of naming every patch of mosaics.
+    """Return the task of naming every patch of mosaics, and tiles as before.
 
     Parameters
     ----------
@@ -125,10 +146,8 @@ def mosaic_task(
     cut
         Side of a patch, and from one to the next, in pixels.
     """
-    # What is mixed within a tile would have labels that do not say where it is.
-    augmentation = replace(augmentation, mixed=0.0)
     return Task(
-        training=partial(MosaicBatches, train, augmentation, phase, cut, seed),
+        training=partial(MosaicAndTileBatches, train, augmentation, phase, cut, seed),
         validation=PlainMosaics(validation, phase, cut),
         loss=soft_cross_entropy(class_weights(train, phase), phase.smoothing),
         metrics=accuracies(train.classes),

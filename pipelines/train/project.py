@@ -37,8 +37,8 @@ class Phase:
     stride: int | None = None
     """From one patch to the next, in pixels, if other than the model's."""
     mosaic: int = 1
-    """Tiles to a side of the squares that are learned from, patch by patch; 1: tiles by themselves,
-    each as a whole."""
+    """Tiles to a side of the squares that are learned from, patch by patch, in turns with tiles; 1:
+    tiles alone, each as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,13 @@ from gigavim.errors import GigavimError
 from gigavim.pipelines.train.augment import Augmentation
 from gigavim.pipelines.train.batches import Labelled
 from gigavim.pipelines.train.classifier import train_classifier
-from gigavim.pipelines.train.mosaic import MosaicBatches, PatchClassifier, PlainMosaics, joined
+from gigavim.pipelines.train.mosaic import (
+    MosaicAndTileBatches,
+    MosaicBatches,
+    PatchClassifier,
+    PlainMosaics,
+    joined,
+)
 from gigavim.pipelines.train.project import Phase, Project
 from gigavim.pipelines.train.split import split_by_group
 from gigavim.pipelines.train.tiles import read_tiles
@@ -48,6 +54,13 @@ def test_validation_sees_the_same_mosaics_each_time() -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
 
 
+def test_mosaics_and_tiles_take_turns() -> None:
+    batches = list(MosaicAndTileBatches(flat(32), Augmentation(), PHASE, (8, 8), seed=0))
+    assert [images.shape[2] for images, _ in batches] == [32, 16, 32, 16]
+    for images, targets in batches[1::2]:
+        assert torch.equal(targets.argmax(1).float(), images[:, 0, 0, 0])
+
+
 def test_a_batch_too_small_for_a_mosaic_is_refused() -> None:
     with pytest.raises(GigavimError, match="3 x 3 tiles needs as many in a batch, and there are 8"):
         MosaicBatches(flat(), Augmentation(), dataclasses.replace(PHASE, mosaic=3), (8, 8), seed=0)
@@ -65,6 +78,9 @@ def test_a_model_that_learned_from_mosaics_names_each_patch(tmp_path: Path) -> N
     both = np.concatenate([tile("forest", 100, 32), tile("sea", 100, 32)], 1)
     pixels = torch.from_numpy(both.transpose(2, 0, 1)).float() * model.spec.scale
     mean, std = (torch.tensor(v)[:, None, None] for v in (model.spec.mean, model.spec.std))
+    normalised = ((pixels - mean) / std)[None]
+    classify = PatchClassifier(model.encoder, tile=64)
     with torch.inference_mode():
-        named = PatchClassifier(model.encoder)(((pixels - mean) / std)[None]).argmax(1)
-    assert named.view(4, 8).tolist() == [[0] * 4 + [1] * 4] * 4
+        assert classify(normalised).argmax(1).view(4, 8).tolist() == [[0] * 4 + [1] * 4] * 4
+        left, right = (normalised[..., :32], normalised[..., 32:])
+        assert model.encoder(torch.cat([left, right])).argmax(1).tolist() == [0, 1]
