@@ -24,7 +24,7 @@ from gigavim.encoder import VisionMamba, VisionMambaConfig
 from gigavim.errors import GigavimError
 from gigavim.foreground import foreground
 from gigavim.geometry import Grid
-from gigavim.pipelines.train.augment import Augmentation, restained, with_bands_dropped
+from gigavim.pipelines.train.augment import Augmentation, cleared, restained, with_bands_dropped
 from gigavim.pipelines.train.batches import Batch
 from gigavim.pipelines.train.drawn import DrawnBatches
 from gigavim.pipelines.train.labels import NONE, read_labels
@@ -257,10 +257,12 @@ def changed(
     augmentation: Augmentation,
     random: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn a square with all that is known of it, and change its stain."""
+    """Turn a square with all that is known of it, and change its stain or haze."""
     pixels, *others = read
     if augmentation.stain:
         pixels = restained(pixels[None], augmentation.stain, _generator(random))[0]
+    if augmentation.haze:
+        pixels = cleared(pixels[None], augmentation.haze, _generator(random))[0]
     turned = [pixels, *others]
     if augmentation.turns:
         quarters, is_mirrored = int(random.integers(4)), random.random() < 0.5

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from gigavim.errors import GigavimError
+
 STAINS = (
     (0.65, 0.70, 0.29),
     (0.07, 0.99, 0.11),
@@ -26,6 +28,9 @@ class Augmentation:
     """Largest factor by which an image is enlarged or reduced, and cut somewhere; 1 for none."""
     stain: float = 0.0
     """Largest relative and absolute change of each stain of H&E; 0.05 is plenty between labs."""
+    haze: tuple[float, ...] = ()
+    """What the air adds to each band, of 0 to 1: a share is taken off half of the batches, as of a
+    whole scene, so that what was learned at the top of the atmosphere holds for surfaces too."""
     band_dropout: float = 0.0
     """How often a band is missing; one of each image always stays."""
     mixed: float = 0.0
@@ -43,6 +48,8 @@ class Augmentation:
             images = zoomed(images, self.zoom, generator)
         if self.stain:
             images = restained(images, self.stain, generator)
+        if self.haze:
+            images = cleared(images, self.haze, generator)
         return images
 
     def hide(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -96,6 +103,27 @@ def restained(images: Tensor, most: float, generator: Generator) -> Tensor:
     offset = (_uniform((count, 1, 1, 3), generator) * 2 - 1) * most
     changed = torch.exp(-(amounts * factor + offset) @ stains)
     return changed.clamp(0, 1).permute(0, 3, 1, 2)
+
+
+def cleared(images: Tensor, haze: tuple[float, ...], generator: Generator) -> Tensor:
+    """Take a random share of haze off all images, and none as often (Chavez 1988, dark objects).
+
+    Parameters
+    ----------
+    haze
+        Per band, in the images' units.
+
+    Raises
+    ------
+    GigavimError
+        If the images have other bands.
+    """
+    if images.shape[1] != len(haze):
+        raise GigavimError(
+            f"haze has {len(haze)} values, and images have {images.shape[1]} bands; name one each"
+        )
+    share = max(0.0, 2 * _uniform(1, generator).item() - 1)
+    return (images - share * torch.tensor(haze)[:, None, None]).clamp(min=0)
 
 
 def with_bands_dropped(images: Tensor, chance: float, generator: Generator) -> Tensor:

@@ -59,7 +59,7 @@ def train_classifier(
     for number, phase in enumerate(project.phases, 1):
         if phase.stride is not None:
             encoder = with_stride(encoder, phase.stride)
-        learned = sets["train"], sets["val"], project.augmentation, phase
+        learned = sets["train"], sets["val"], project.augmentation_in(phase), phase
         if phase.mosaic > 1:
             config = encoder.config
             task = mosaic_task(*learned, (config.patch, config.stride), project.seed)

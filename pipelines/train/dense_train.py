@@ -76,7 +76,8 @@ def train_nuclei(
     claim(folder, f"{as_text(project)}\nsplit {split}\n", force=force)
     (phase,) = project.phases
     model = new_model(architecture(project, CROP, 3, 0), project.seed)
-    task = nuclei_task(sets, project.augmentation, phase, project.seed)
+    augmentation = project.augmentation_in(phase)
+    task = nuclei_task(sets, augmentation, phase, project.seed)
     fit(
         model, task, phase, folder,
         device=device, precision=precision, tensorboard=tensorboard, progress=progress,
@@ -91,7 +92,7 @@ def train_nuclei(
         tile=CROP,
         decoder=model.decoder.config,
         nuclei=tuned(predicted(model, sets["val"], normalised), sets["val"].labels),
-        stain=usual_stain(sets["train"], project.augmentation, project.seed),
+        stain=usual_stain(sets["train"], augmentation, project.seed),
         training_data=project.training_data,
         licence=project.licence,
         split=split,

@@ -87,9 +87,8 @@ def train_annotated(
         train, validation = (
             _windows(project, _of_split(images, split), spec) for split in ("train", "val")
         )
-        task = naming_task(
-            train, validation, len(classes.names), project.augmentation, phase, project.seed
-        )
+        augmentation = project.augmentation_in(phase)
+        task = naming_task(train, validation, len(classes.names), augmentation, phase, project.seed)
         score = fit(
             PatchNamer(encoder), task, phase, folder / f"phase-{number}",
             device=device, precision=precision, tensorboard=tensorboard, progress=progress,

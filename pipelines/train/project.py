@@ -39,6 +39,8 @@ class Phase:
     mosaic: int = 1
     """Tiles to a side of the squares that are learned from, patch by patch, in turns with tiles; 1:
     tiles alone, each as a whole."""
+    augmentation: Augmentation | None = None
+    """In place of the project's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,10 @@ class Project:
     """For the model file: what the tiles are and under which licence."""
     licence: str = ""
     """Of the model."""
+
+    def augmentation_in(self, phase: Phase) -> Augmentation:
+        """Return what is done to training images in a phase."""
+        return phase.augmentation or self.augmentation
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -130,15 +136,23 @@ def read_project(what: str | Path) -> Project:
             values["data"] = str(path.parent)
             values["images"] = tuple(values["images"])
         if "phases" in values:
-            values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
-        if "augmentation" in values:
-            values["augmentation"] = Augmentation(**values["augmentation"])
+            values["phases"] = tuple(Phase(**_with_augmentation(p)) for p in values["phases"])
+        values = _with_augmentation(values)
         if "bands" in values:
             values["bands"] = tuple(values["bands"])
         VisionMambaConfig(**values.get("model", {}))
         return Project(**values)
     except (TypeError, ValueError) as error:
         raise GigavimError(f"{path}: {error}; correct it") from error
+
+
+def _with_augmentation(values: dict[str, Any]) -> dict[str, Any]:
+    if "augmentation" not in values:
+        return values
+    chosen = dict(values["augmentation"])
+    if "haze" in chosen:
+        chosen["haze"] = tuple(chosen["haze"])
+    return {**values, "augmentation": Augmentation(**chosen)}
 
 
 def _is_recipe(what: str | Path) -> bool:
@@ -164,4 +178,4 @@ def _chosen(part: Any) -> str:
     default = type(part)()
     names = [each.name for each in dataclasses.fields(part)]
     chosen = {n: getattr(part, n) for n in names if getattr(part, n) != getattr(default, n)}
-    return f"{type(part).__name__} {json.dumps(chosen)}"
+    return f"{type(part).__name__} {json.dumps(chosen, default=dataclasses.asdict)}"

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gigavim.errors import GigavimError
 from gigavim.pipelines.train.augment import (
     Augmentation,
+    cleared,
     mixed,
     restained,
     turned,
@@ -44,6 +46,26 @@ def test_a_zoom_stays_within_the_image_and_its_range() -> None:
     assert steps.min() >= 1 / 1.25 - 1e-3
     assert steps.max() <= 1.25 + 1e-3
     assert steps.max() - steps.min() > 0.3
+
+
+def test_haze_is_taken_off_half_of_the_batches_by_one_share_for_all_images_and_bands() -> None:
+    one, haze = torch.full((4, 2, 1, 1), 0.5), (0.2, 0.1)
+    draws = torch.stack([0.5 - cleared(one, haze, seeded(n)) for n in range(200)])
+    shares = draws / torch.tensor(haze)[:, None, None]
+    torch.testing.assert_close(shares, shares[:, :1, :1].expand_as(shares), atol=1e-5, rtol=0)
+    assert 0.4 < (shares[:, 0, 0, 0] == 0).float().mean() < 0.6
+    assert shares.min() == 0
+    assert 0.95 < shares.max() <= 1
+
+
+def test_what_is_darker_than_haze_is_black() -> None:
+    dark = torch.full((1, 2, 4, 4), 0.01)
+    assert min(cleared(dark, (0.3, 0.3), seeded(n)).min() for n in range(8)) == 0
+
+
+def test_haze_of_other_bands_is_refused() -> None:
+    with pytest.raises(GigavimError, match="haze has 2 values, and images have 3 bands"):
+        cleared(images(), (0.1, 0.1), seeded())
 
 
 def test_stains_change_in_strength_alone() -> None:

@@ -128,6 +128,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_one_line(project: Path) -> 
         ("#0000ff", "blue", "not written as #rrggbb"),
         ('data = "tiles/labels.csv"', "", "names no tiles; pass --data"),
         ("seed = 4", "seed = ", "no readable TOML"),
+        ("batch = 4", "batch = 4\naugmentation = { haze = [0.1] }", "haze has 1 values"),
     ],
 )
 def test_a_faulty_project_is_one_clear_error(
