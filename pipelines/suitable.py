@@ -218,10 +218,10 @@ def misfits(source: Source, spec: ModelSpec, slots: Sequence[int], ratio: float)
     is_fixed = spec.normalisation == "fixed" and spec.scale == 1 / 255
     is_known = spec.white is not None and holds_reflectance(source)
     if is_fixed and source.dtype != np.uint8 and not is_known:
-        yield (
-            f"its values are {source.dtype}, and the model was trained on 0 to 255; "
-            "stretch them to bytes first"
-        )
+        remedy = "stretch them to bytes first"
+        if spec.white is not None:
+            remedy += ", or name their scale in the file: gdal_edit.py -scale 0.0001"
+        yield f"its values are {source.dtype}, and the model was trained on 0 to 255; {remedy}"
     for band, share, low, high in unusual_stain(source, spec, slots):
         yield (
             f"{band} has {share:.0%} of the stain, and {low:.0%} to {high:.0%} in what the model "

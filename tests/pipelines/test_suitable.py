@@ -167,6 +167,14 @@ def test_land_cover_is_told_of_reflectances_by_a_model_that_knows_what_white_was
     assert default_model(without_red) == "scene-mini"
 
 
+def test_counts_without_a_scale_are_answered_with_how_to_name_it(tmp_path: Path) -> None:
+    model = load_model(set_white(write_model(tmp_path / "m.safetensors", spacing=None), 0.275))
+    counts = write_reflectance(tmp_path / "c.tif", scaled=False)
+    source = open_source(counts, bands=["B04", "B03", "B02"])
+    (values,) = misfits(source, model.spec, (0, 1, 2), 1.0)
+    assert values.endswith("or name their scale in the file: gdal_edit.py -scale 0.0001")
+
+
 def test_a_model_of_bytes_sees_reflectances_as_the_bytes_they_would_have_been(
     tmp_path: Path,
 ) -> None:
