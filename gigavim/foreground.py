@@ -6,7 +6,7 @@ A patch is foreground where at least half of its grid cell is, by area.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from gigavim.errors import SourceError
 from gigavim.geometry import Grid, Window
 from gigavim.masks import Mask, covered, read_mask
 from gigavim.sources.plane import Plane
-from gigavim.sources.source import Pixels, ReadError, Source
+from gigavim.sources.source import Band, Pixels, ReadError, Source
 from gigavim.tissue import tissue
 
 FINEST_UM = 4.0
@@ -60,7 +60,7 @@ def foreground(
             )
         return found
     pixels, ratio_y, ratio_x = thumbnail(source, _side(source))
-    found = data_of(pixels) if source.kind == "scene" else tissue(pixels)
+    found = data_of(pixels, source.bands) if source.kind == "scene" else tissue(pixels)
     unknown = _unreadable(source, pixels.errors, found.shape, ratio_y, ratio_x)
     return covered(Mask(found | unknown, ratio_y, ratio_x), grid)
 
@@ -100,14 +100,23 @@ def thumbnail(source: Source, max_side: int = 2048) -> tuple[Pixels, float, floa
     return Pixels(values, valid, tuple(dict.fromkeys(errors)), read_s), ratio, ratio
 
 
-def data_of(pixels: Pixels) -> NDArray[np.bool_]:
+def data_of(pixels: Pixels, bands: Sequence[Band]) -> NDArray[np.bool_]:
     """Find what a sensor saw: valid pixels, but for those that are 0 in each of several bands.
 
     Many products fill the border of their swath so and declare no nodata value.
     """
-    if pixels.values.shape[2] == 1:
-        return pixels.valid
-    return np.asarray(pixels.valid & pixels.values.any(axis=2), np.bool_)
+    return pixels.valid & ~filled(pixels, bands)
+
+
+def filled(pixels: Pixels, bands: Sequence[Band]) -> NDArray[np.bool_]:
+    """Find valid pixels that are stored as 0 in each of several bands; of one band, none."""
+    if len(bands) == 1:
+        return np.zeros_like(pixels.valid)
+    found = pixels.valid.copy()
+    for values, band in zip(pixels.values.transpose(2, 0, 1), bands, strict=True):
+        # The mean of equal numbers may be off in the last bit.
+        found &= abs(values - band.zero) <= 1e-6 * abs(band.zero) if band.zero else values == 0
+    return found
 
 
 def _side(source: Source) -> int:

@@ -293,7 +293,7 @@ def _normalisation(setup: Setup) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if spec.normalisation == "fixed":
         return tuple(spec.mean[s] for s in setup.slots), tuple(spec.std[s] for s in setup.slots)
     pixels, _, _ = thumbnail(setup.source, 1024)
-    values = pixels.values[data_of(pixels)].astype(np.float64) * spec.scale
+    values = pixels.values[data_of(pixels, setup.source.bands)].astype(np.float64) * spec.scale
     if not len(values):
         raise SourceError(f"{setup.source.path}: it has no valid pixel to be normalised by")
     std = values.std(0)

@@ -17,7 +17,7 @@ from gigavim.foreground import data_of, thumbnail
 from gigavim.georeference import Registration
 from gigavim.models import shipped, weights_path
 from gigavim.sources import Band, Source
-from gigavim.sources.bands import match_bands
+from gigavim.sources.bands import match_bands, range_nm
 from gigavim.stain import stain_shares
 from gigavim.tile_encoder import description_of, lend, load_tile_encoder
 
@@ -159,19 +159,24 @@ def _has_bands(source: Source, spec: ModelSpec) -> bool:
 
 
 def holds_reflectance(source: Source) -> bool:
-    """Whether values are reflectances: fractions, by and large of 1, in bands of known wavelengths.
+    """Whether values are reflectances: fractions, by and large of 1, in bands that see sunlight.
+
+    That is told by their wavelengths or common names.
 
     Raises
     ------
     SourceError
         If a thumbnail of the image cannot be read.
     """
-    wavelengths = [band.wavelength_nm for band in source.bands]
-    if source.dtype.kind != "f" or any(nm is None or nm > REFLECTED_NM for nm in wavelengths):
+    if source.dtype.kind != "f" or not all(map(_is_of_sunlight, source.bands)):
         return False
     pixels, _, _ = thumbnail(source, 256)
-    values = pixels.values[data_of(pixels)]
+    values = pixels.values[data_of(pixels, source.bands)]
     return bool(values.size and np.quantile(values, 0.9) <= 1)
+
+
+def _is_of_sunlight(band: Band) -> bool:
+    return 0 < range_nm(band)[1] <= REFLECTED_NM
 
 
 def pixel_side(source: Source) -> float | None:
@@ -219,8 +224,10 @@ def misfits(source: Source, spec: ModelSpec, slots: Sequence[int], ratio: float)
     is_known = spec.white is not None and holds_reflectance(source)
     if is_fixed and source.dtype != np.uint8 and not is_known:
         remedy = "stretch them to bytes first"
-        if spec.white is not None:
+        if spec.white is not None and all(map(_is_of_sunlight, source.bands)):
             remedy += ", or name their scale in the file: gdal_edit.py -scale 0.0001"
+        elif spec.white is not None:
+            remedy += ", or name the bands of reflectances: --bands red=3,green=2,blue=1"
         yield f"its values are {source.dtype}, and the model was trained on 0 to 255; {remedy}"
     for band, share, low, high in unusual_stain(source, spec, slots):
         yield (
@@ -236,7 +243,7 @@ def unusual_stain(
     if not spec.stain:
         return
     pixels, _, _ = thumbnail(source, 1024)
-    values = pixels.values[data_of(pixels)].astype(np.float64) * spec.scale
+    values = pixels.values[data_of(pixels, source.bands)].astype(np.float64) * spec.scale
     for slot, share in zip(slots, stain_shares(values), strict=True):
         low, high = spec.stain[slot]
         if not low <= share <= high:

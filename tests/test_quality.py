@@ -12,7 +12,7 @@ from gigavim.foreground import foreground
 from gigavim.geometry import Grid, Window
 from gigavim.quality import Quality, examine, exclude_qc
 from gigavim.quality.focus import LEAST_SHARPNESS, sharpness
-from gigavim.quality.scene import zero_border
+from gigavim.quality.scene import at_rim
 from gigavim.sources import Source, open_source
 from images import ORIGIN, UTM, write_slide
 
@@ -181,10 +181,26 @@ def test_a_border_of_zeros_is_found_and_said(tmp_path: Path) -> None:
     assert any("no QA band" in line for line in quality.found)
 
 
+def test_a_border_of_zeros_is_one_where_the_file_adds_an_offset(tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    scene(path, "other", np.full((64, 64), 7), zeros=True)
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = (2e-5,) * 3, (-0.1,) * 3
+    # As it lies in the file, and brought to another grid.
+    for options in ({}, {"bounds": (ORIGIN[0], ORIGIN[1] - 640, ORIGIN[0] + 640, ORIGIN[1])}):
+        source = open_source(path, bands=["red", "green"], **options)
+        grid = Grid.over(64, 64, patch=8)
+        found = foreground(source, grid)
+        assert not found[:, :2].any()
+        assert found[:, 2:].all()
+        quality = examine(source, grid, found)
+        assert any("25 % of the image is 0" in line for line in quality.found)
+
+
 def test_a_lake_of_zeros_is_no_border() -> None:
-    values = np.ones((20, 20, 2))
-    values[5:9, 5:9] = 0
-    assert not zero_border(values, np.ones((20, 20), np.bool_)).any()
+    zeros = np.zeros((20, 20), np.bool_)
+    zeros[5:9, 5:9] = True
+    assert not at_rim(zeros).any()
 
 
 def test_sharpness_falls_with_blur_on_a_real_slide(shared: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gigavim.errors import BandError
-from gigavim.foreground import thumbnail
+from gigavim.foreground import filled, thumbnail
 from gigavim.geometry import Grid, Window
 from gigavim.masks import Mask, covered
 from gigavim.quality.findings import Fault, Quality, percent
@@ -110,7 +110,7 @@ def _numbers(
             words.append(
                 f"{percent(share)} of the pixels have a band at {top:,}, the most it holds"
             )
-    zeros = zero_border(pixels.values, pixels.valid)
+    zeros = at_rim(filled(pixels, source.bands))
     if zeros.any():
         words.append(
             f"{percent(zeros.mean())} of the image is 0 in every band along its border and not "
@@ -124,21 +124,11 @@ def _top(source: Source) -> int | None:
     return None if source.dtype.kind not in "iu" else int(np.iinfo(source.dtype).max)
 
 
-def zero_border(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find what is 0 in each of several bands and joins the rim of the image.
-
-    Parameters
-    ----------
-    values
-        Shape (height, width, band).
-    valid
-        Shape (height, width).
-    """
+def at_rim(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep those parts of a mask that join the rim of the image."""
     from scipy import ndimage
 
-    if values.shape[2] == 1:
-        return np.zeros_like(valid)
-    parts, count = ndimage.label(valid & ~values.any(axis=2))
+    parts, count = ndimage.label(mask)
     rim = np.zeros(count + 1, np.bool_)
     for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
         rim[edge] = True

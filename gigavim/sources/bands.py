@@ -134,13 +134,13 @@ def _gap(a: Band, b: Band) -> float | None:
         return gap if gap <= SAME_BAND else None
     if _plain(a.name) == _plain(b.name):
         return 0.0
-    (low, high), (other_low, other_high) = _range(a), _range(b)
+    (low, high), (other_low, other_high) = range_nm(a), range_nm(b)
     is_within = other_low <= low < other_high or low <= other_low < high
     return SAME_BAND if is_within else None
 
 
-def _range(band: Band) -> tuple[float, float]:
-    """Return from where to where the centre of a band may be, in nm; nowhere if it is unknown."""
+def range_nm(band: Band) -> tuple[float, float]:
+    """Return from where to where the centre of a band may be, in nm; 0 to 0 if it is unknown."""
     if band.wavelength_nm is not None:
         return band.wavelength_nm, band.wavelength_nm
     low, high = COMMON_NM.get(_plain(band.name), (0, 0))

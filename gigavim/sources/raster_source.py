@@ -241,8 +241,8 @@ def stored_bands(names: list[str], path: str) -> tuple[tuple[Band, ...], list[Ra
                 stored.append(RasterBand(name, index, dataset.dtypes[index - 1], scale, offset))
     if not stored:
         raise SourceError(f"{path} has no raster bands; is it the right file?")
-    bands = zip(sensor_bands(labels, path), told, strict=True)
-    return tuple(Band(band.name, nm or band.wavelength_nm) for band, nm in bands), stored
+    bands = zip(sensor_bands(labels, path), told, stored, strict=True)
+    return tuple(Band(b.name, nm or b.wavelength_nm, at.offset) for b, nm, at in bands), stored
 
 
 def _wavelength_nm(dataset: rasterio.DatasetReader, index: int) -> float | None:

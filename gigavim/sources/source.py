@@ -19,6 +19,8 @@ class Band:
     """As the file or its sensor calls it: ``red``, ``B08``, ``band 3``."""
     wavelength_nm: float | None = None
     """Centre of the band, where the file says it."""
+    zero: float = 0.0
+    """What a number that is stored as 0 is read as: the offset of the file."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.wavelength_nm:g}nm)" if self.wavelength_nm else self.name

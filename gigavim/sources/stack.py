@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -35,7 +35,7 @@ from gigavim.sources.pixel_grid import (
 )
 from gigavim.sources.products import Product, ProductBand
 from gigavim.sources.remote import network, reaching
-from gigavim.sources.source import Pixels, ReadError
+from gigavim.sources.source import Band, Pixels, ReadError
 from gigavim.sources.spacing import transform_spacing, user_spacing
 
 FAULTS = (RasterioError, *UNDECODABLE)
@@ -194,7 +194,7 @@ def open_stack(product: Product, options: Options) -> StackSource:
             Level(grid.height, grid.width, factor, factor)
             for grid, factor in zip(grids, factors, strict=True)
         ),
-        bands=name_bands(options.bands, bands, selected),
+        bands=tuple(map(_with_zero, name_bands(options.bands, bands, selected), offsets)),
         dtype=_dtype(chosen, rasters, scales, offsets, path),
         spacing=(
             user_spacing(options.spacing, unit or "CRS unit") or transform_spacing(transform, unit)
@@ -289,6 +289,10 @@ def _own_scaling(band: ProductBand, raster: Raster) -> tuple[float, float]:
     scale = raster.scales[band.index - 1] if band.scale is None else band.scale
     offset = raster.offsets[band.index - 1] if band.offset is None else band.offset
     return scale, offset
+
+
+def _with_zero(band: Band, offset: float) -> Band:
+    return replace(band, zero=offset)
 
 
 def _scaling(

@@ -154,6 +154,10 @@ def test_reflectances_are_known_from_counts(tmp_path: Path) -> None:
     assert not holds_reflectance(open_source(counts))
     nameless = write_reflectance(tmp_path / "n.tif", named=False)
     assert not holds_reflectance(open_source(nameless))
+    named_by_user = ["red=3", "green=2", "blue=1"]
+    assert holds_reflectance(open_source(nameless, bands=named_by_user))
+    assert not holds_reflectance(open_source(counts, bands=named_by_user))
+    assert not holds_reflectance(open_source(nameless, bands=["red=3", "green=2", "lwir11=1"]))
 
 
 def test_land_cover_is_told_of_reflectances_by_a_model_that_knows_what_white_was(
@@ -173,6 +177,16 @@ def test_counts_without_a_scale_are_answered_with_how_to_name_it(tmp_path: Path)
     source = open_source(counts, bands=["B04", "B03", "B02"])
     (values,) = misfits(source, model.spec, (0, 1, 2), 1.0)
     assert values.endswith("or name their scale in the file: gdal_edit.py -scale 0.0001")
+
+
+def test_reflectances_in_bands_without_names_are_answered_with_how_to_name_them(
+    tmp_path: Path,
+) -> None:
+    model = load_model(set_white(write_model(tmp_path / "m.safetensors", spacing=None), 0.275))
+    nameless = write_reflectance(tmp_path / "n.tif", named=False)
+    source = open_source(nameless, bands=["3", "2", "1"])
+    values = list(misfits(source, model.spec, (0, 1, 2), 1.0))[-1]
+    assert values.endswith("or name the bands of reflectances: --bands red=3,green=2,blue=1")
 
 
 def test_a_model_of_bytes_sees_reflectances_as_the_bytes_they_would_have_been(
