@@ -60,6 +60,17 @@ def test_its_extensions_say_what_raster_classes_and_model_are(
     assert weights.extra_fields["mlm:artifact_type"] == "safetensors.torch.save_file"
 
 
+def test_the_model_is_described_as_the_extension_asks(scene: Result, tmp_path: Path) -> None:
+    schema = pytest.importorskip("stac_model.schema")
+    write_stac(scene, tmp_path / "s.json")
+    properties = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["properties"]
+    described = {key: value for key, value in properties.items() if key.startswith("mlm:")}
+    model = schema.MLModelProperties.model_validate(described)
+    assert [band for each in model.input for band in each.bands] == ["blue", "green", "red", "nir"]
+    with pytest.raises(ValueError, match="mlm:tasks"):
+        schema.MLModelProperties.model_validate(described | {"mlm:tasks": ["guessing"]})
+
+
 def test_an_image_from_the_network_is_named_by_its_address(scene: Result, tmp_path: Path) -> None:
     address = "https://example.org/scenes/S2A.tif"
     about = scene.about | {"source": scene.about["source"] | {"uri": address}}
