@@ -5,7 +5,7 @@
 
 ``reading``: the contestants take turns over the same windows in one thread, and the best round of
 each counts: by the clock, and by processor time, which does not feel what else the machine does.
-``run`` takes ``--side`` to read a square of so many pixels from the middle. Time against bands and
+``run`` takes ``--model``, and ``--side`` to read a square of so many pixels from the middle. Time against bands and
 dates is measured by ``dates.py``.
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 import rasterio
 
 from gigavim.geometry import Window
+from gigavim.memory import keep_freed_memory
 from gigavim.sources import open_source
 
 SIDE = 1024
@@ -37,9 +38,11 @@ def main() -> None:
     parser.add_argument("what", choices=("reading", "run"))
     parser.add_argument("scene", type=Path)
     parser.add_argument("--side", type=int, default=None)
+    parser.add_argument("--model", default="landcover")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--windows", type=int, default=12)
     args = parser.parse_args()
+    keep_freed_memory()  # as `gigavim` does
     {"reading": reading, "run": run}[args.what](args)
 
 
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the command as a user does."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "gigavim", "run", str(args.scene), "-o", folder, "--json"]
-        options = ["--max-memory", "3GiB"]
+        options = ["--max-memory", "3GiB", "--model", args.model]
         if args.side:
             options += ["--bounds", ",".join(map(str, _square(args.scene, args.side)))]
         started = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from gigavim.errors import SourceError
 from gigavim.geometry import Level, Spacing, Window, level_downsample
-from gigavim.sources.source import Band, Pixels
+from gigavim.sources.source import Band, Pixels, ReadError
 
 Handle = TypeVar("Handle")
+
+Part = tuple[NDArray[Any], NDArray[np.bool_]]
+"""Values and validity, as `Pixels` has them."""
 
 LYING = (
     ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
@@ -178,13 +181,38 @@ class FileSource:
         """Read a window that lies in the image."""
         raise NotImplementedError
 
-    def _blank(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _joined(
+        self, level: int, window: Window, parts: Iterable[tuple[Window, Part | Exception]]
+    ) -> Pixels:
+        """Join the parts of a window; those that could not be read are not valid."""
+        read: list[tuple[Window, Part]] = []
+        errors: list[ReadError] = []
+        for part, result in parts:
+            if isinstance(result, Exception):
+                errors.append(ReadError(level, part, _fault(result)))
+            elif part == window:
+                return Pixels(*result)
+            else:
+                read.append((part, result))
+        values, valid = self._blank(window)
+        for part, result in read:
+            top, left = part.y - window.y, part.x - window.x
+            there = np.s_[top : top + part.height, left : left + part.width]
+            values[there], valid[there] = result
+        return Pixels(values, valid, tuple(errors))
+
+    def _blank(self, window: Window) -> Part:
         """Values and validity of a window in which nothing has been read yet."""
         shape = window.height, window.width
         return np.zeros((*shape, len(self.bands)), self.dtype), np.zeros(shape, np.bool_)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (self.path, self.options)
+
+
+def _fault(fault: Exception) -> str:
+    """Return what the library below says of a fault, in one line."""
+    return " ".join(str(fault.__cause__ or fault).split())
 
 
 def _clip(start: int, length: int, size: int) -> tuple[int, int]:

@@ -26,12 +26,13 @@ from gigavim.sources.file_source import (
     LYING,
     FileSource,
     Options,
+    Part,
     PerThread,
     pyramid,
     trusting,
 )
 from gigavim.sources.narrow import cell_side, read_around
-from gigavim.sources.source import Band, Pixels, ReadError
+from gigavim.sources.source import Band, Pixels
 from gigavim.sources.spacing import (
     MICROMETRE,
     resolution_spacing,
@@ -84,45 +85,45 @@ class RasterSource(FileSource):
     """Height and width of the smallest part that is tried alone."""
     datasets: PerThread[Datasets] = field(repr=False)
 
-    def _blank(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _blank(self, window: Window) -> Part:
         # GDAL gives one band after the other.
         shape = len(self.bands), window.height, window.width
         return np.zeros(shape, self.dtype).transpose(1, 2, 0), np.zeros(shape[1:], np.bool_)
 
     def _read(self, level: int, window: Window) -> Pixels:
-        values, valid = self._blank(window)
-        errors: list[ReadError] = []
         read = partial(self._part, level)
-        for part, result in read_around(read, [window], self.cell, UNREADABLE):
-            if isinstance(result, Exception):
-                errors.append(ReadError(level, part, " ".join(str(result).split())))
-                continue
-            if part == window:
-                return Pixels(*result)
-            top, left = part.y - window.y, part.x - window.x
-            there = np.s_[top : top + part.height, left : left + part.width]
-            values[there], valid[there] = result
-        return Pixels(values, valid, tuple(errors))
+        parts = read_around(read, [window], self.cell, UNREADABLE)
+        return self._joined(level, window, parts)
 
-    def _part(self, level: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values, valid = self._blank(window)
-        valid[:] = True
+    def _part(self, level: int, window: Window) -> Part:
+        planes = np.empty((len(self.bands), window.height, window.width), self.dtype)
+        valid = np.ones((window.height, window.width), np.bool_)
         rows = window.y, window.y + window.height
         where = rows, (window.x, window.x + window.width)
-        slots = iter(values.transpose(2, 0, 1))
+        slots = iter(planes)
         for (name, _), alike in itertools.groupby(self.selected, lambda it: (it.dataset, it.dtype)):
             dataset, bands = self.datasets.get().get(name, level), list(alike)
             read = dataset.read([band.index for band in bands], window=where)
             # The bands end first, so that no slot of the next ones is lost.
             for band, stored, slot in zip(bands, read, slots, strict=False):
                 valid &= _seen(dataset, band.index, stored, where)
-                np.multiply(stored, self.dtype.type(band.scale), out=slot)
-                if band.offset != 0:
-                    slot += self.dtype.type(band.offset)
+                self._scale(band, stored, slot)
         if not valid.all():
-            for slot in values.transpose(2, 0, 1):
-                np.copyto(slot, 0, where=~valid)
-        return values, valid
+            np.copyto(planes, 0, where=~valid)
+        return planes.transpose(1, 2, 0), valid
+
+    def _scale(self, band: RasterBand, stored: NDArray[Any], slot: NDArray[Any]) -> None:
+        """Put what the numbers of a band mean in its place."""
+        scale, offset = self.dtype.type(band.scale), self.dtype.type(band.offset)
+        if np.can_cast(stored.dtype, self.dtype):
+            # The same numbers, in two passes that together take half the time of one that casts.
+            np.copyto(slot, stored)
+            if scale != 1:
+                slot *= scale
+        else:
+            np.multiply(stored, scale, out=slot)
+        if offset != 0:
+            slot += offset
 
 
 def open_raster(path: str, options: Options) -> RasterSource:

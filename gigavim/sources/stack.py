@@ -21,7 +21,7 @@ from gigavim.sources.area_of_interest import read_area
 from gigavim.sources.array_reader import ArrayReader
 from gigavim.sources.bands import name_bands, select_bands
 from gigavim.sources.clouds import QUALITY_BANDS, cloud_and_shadow, is_quality_band
-from gigavim.sources.file_source import FileSource, Options, PerThread
+from gigavim.sources.file_source import FileSource, Options, Part, PerThread
 from gigavim.sources.geozarr import UNDECODABLE, is_zarr_array, look_at_array
 from gigavim.sources.layers import Layer, LayerReader, Raster, look_at, place
 from gigavim.sources.narrow import read_around
@@ -35,7 +35,7 @@ from gigavim.sources.pixel_grid import (
 )
 from gigavim.sources.products import Product, ProductBand
 from gigavim.sources.remote import network, reaching
-from gigavim.sources.source import Band, Pixels, ReadError
+from gigavim.sources.source import Band, Pixels
 from gigavim.sources.spacing import transform_spacing, user_spacing
 
 FAULTS = (RasterioError, *UNDECODABLE)
@@ -77,28 +77,18 @@ class StackSource(FileSource):
     """Level-0 pixels that are decoded at once in the coarsest file."""
     readers: PerThread[LayerReaders] = field(repr=False)
 
-    def _blank(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _blank(self, window: Window) -> Part:
         # Files hold a band each: one after the other they are copied twice as fast.
         shape = len(self.bands), window.height, window.width
         return np.zeros(shape, self.dtype).transpose(1, 2, 0), np.zeros(shape[1:], np.bool_)
 
     def _read(self, level: int, window: Window) -> Pixels:
-        values, valid = self._blank(window)
-        errors: list[ReadError] = []
-        part_of = partial(self._part, level)
+        read = partial(self._part, level)
         with network(self._datasets):
-            for part, result in read_around(part_of, [window], self.cell, FAULTS):
-                if isinstance(result, Exception):
-                    errors.append(ReadError(level, part, _fault(result)))
-                    continue
-                if part == window:
-                    return Pixels(*result)
-                top, left = part.y - window.y, part.x - window.x
-                there = np.s_[top : top + part.height, left : left + part.width]
-                values[there], valid[there] = result
-        return Pixels(values, valid, tuple(errors))
+            parts = read_around(read, [window], self.cell, FAULTS)
+            return self._joined(level, window, parts)
 
-    def _part(self, level: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _part(self, level: int, window: Window) -> Part:
         values, valid = self._blank(window)
         valid[:] = True
         for layer in self.layers:
@@ -338,9 +328,3 @@ def _cell(layers: Sequence[Layer]) -> tuple[int, int]:
         sides.append([max(1, round(side * ratio)) for side in layer.raster.block])
     heights, widths = zip(*sides, strict=True)
     return max(heights), max(widths)
-
-
-def _fault(fault: Exception) -> str:
-    """Return what GDAL says of a fault, in one line."""
-    told = fault.__cause__ or fault
-    return " ".join(str(told).split())
