@@ -5,8 +5,8 @@
 
 ``reading``: the contestants take turns over the same windows in one thread, and the best round of
 each counts: by the clock, and by processor time, which does not feel what else the machine does.
-``run`` takes ``--model``, and ``--side`` to read a square of so many pixels from the middle. Time against bands and
-dates is measured by ``dates.py``.
+``run`` takes ``--model``, and ``--side`` to read a square of so many pixels from the middle. Time
+against bands and dates is measured by ``dates.py``.
 """
 
 from __future__ import annotations
