@@ -5,6 +5,7 @@ image is planned, and
 
 =========  =========================================================================================
 always     `FIXED`, and `PER_TOKEN` n for the tables of where each patch is
+scenes     what GDAL keeps of decoded blocks
 reading    for each reader, its level pixels as they are and as float32, and four blocks of patches
 mixing     the residual stream, 8 D (n + chunk), if it is in memory; 12 D chunk for the chunk that
            is mixed; 56 E `TILE` for what becomes of a tile of it on the CPU
@@ -35,6 +36,7 @@ from gigavim.errors import GigavimError
 from gigavim.mixer import TILE
 from gigavim.pipelines.encode import BLOCKS_HELD
 from gigavim.pipelines.plan import Plan
+from gigavim.sources.gdal_cache import cache_limit
 from gigavim.streamed import INNER_TABLES, Place, rows_like, rows_of
 
 FIXED = 384 * 2**20
@@ -233,12 +235,13 @@ def _costs(plan: Plan, taken: int, readers: int) -> Costs:
         beside = max(beside, _blocks_held(plan) + working * TILE)
         embedding += largest * (3 * row + working)
     whole = plan.tile is None
+    kept = cache_limit() if plan.setup.source.reader == "rasterio" else 0
     return Costs(
         rows=rows_of(encoder, tokens) if whole else 0,
         tables=((row, row) + INNER_TABLES * (inner,) * cross) if whole else (),
         part=(3 * inner + 256 if cross else 3 * row) if whole else 0,
         working=working if whole else 0,
-        host=taken + FIXED + (PER_TOKEN + PER_PLACE * cross) * tokens,
+        host=taken + FIXED + kept + (PER_TOKEN + PER_PLACE * cross) * tokens,
         host_beside=beside,
         weights=sum(weight.nbytes for weight in encoder.parameters()),
         embedding=embedding,

@@ -30,6 +30,7 @@ from gigavim.quality import Quality, examine, exclude_qc
 from gigavim.sequence import PatchSequence
 from gigavim.sources import Plane, Source, open_source, reopen
 from gigavim.sources.bands import match_bands, says_what_it_is
+from gigavim.sources.gdal_cache import bound_cache
 from gigavim.sources.plane import no_spacing
 from gigavim.stain_normalisation import stain_transform
 
@@ -138,6 +139,7 @@ def set_up(path: str, config: RunConfig, device: str = "cpu") -> Setup:
     GigavimError
         If the image or the model cannot be opened, or they do not fit.
     """
+    bound_cache()
     source = open_source(path, **source_options(config.as_dict()))
     model = chosen_model(source, config, device)
     order = _order(config, model)

@@ -19,6 +19,7 @@ from gigavim.checkpoint import ModelSpec
 from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError, ModelError, SourceError
 from gigavim.kernels.scan import scan_backend
+from gigavim.memory import return_freed_memory
 from gigavim.pipelines.dense import map_nuclei
 from gigavim.pipelines.encode import (
     ROWS_AT_ONCE,
@@ -117,6 +118,7 @@ def run_image(
             quality = plan.quality or examine(setup.source, setup.grid, here)
         with products_in(config.precision, device):
             megapixels = _fill(plan, store, resources, memory, stages, recorded)
+        return_freed_memory()
         recorded.begin("classifying")
         with stages.measure("heads"):
             maps = apply_heads(plan, store)
@@ -294,6 +296,7 @@ def _fill(
     progress.start("reading", plan.tokens)
     with reader_pool(resources.readers) as client:
         encode_blocks(plan, store, client, stages, ahead=2 * resources.readers, on_block=on_block)
+    return_freed_memory()
     valid = valid_in_order(plan, store)
     if not valid.any():
         raise GigavimError(

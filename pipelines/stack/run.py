@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from gigavim.config import Resources, RunConfig
 from gigavim.errors import GigavimError, SourceError
 from gigavim.geometry import Window
 from gigavim.georeference import Registration
+from gigavim.memory import return_freed_memory
 from gigavim.pipelines.encode import ROWS_AT_ONCE, encode_blocks, features_in_order, mix_whole
 from gigavim.pipelines.maps import (
     ClassMap,
@@ -103,6 +105,7 @@ def run_stack(
             quality = _quality(stack)
         with products_in(config.precision, device):
             megapixels = _fill(stack, store, resources, memory, per_date, stages, recorded)
+        return_freed_memory()
         recorded.begin("classifying")
         with stages.measure("heads"):
             maps, by_date = map_dates(stack, store, per_date=per_date)
@@ -208,6 +211,7 @@ def _fill(
             ahead = 2 * resources.readers
             encode_blocks(plan, part, client, stages, ahead=ahead, on_block=on_block)
             errors += _errors(day, plan, part)
+    return_freed_memory()
     valid = valid_tokens(stack, store)
     if not valid.any():
         raise GigavimError(
@@ -215,24 +219,27 @@ def _fill(
             "could be read; get the files again, or check them with `gigavim info`"
         )
     progress.start("mixing", rows_of(encoder, int(valid.sum())) * sweeps_of(encoder))
-    with (
-        mix_whole(
-            stack.tokens,
-            store,
-            valid,
-            chunk=memory.chunk,
-            residual_on=memory.residual_on,
-            on_chunk=progress.advance,
-            tokens=placed_tokens(stack, store, valid),
-        ) as mixed,
-        stages.measure("write"),
-    ):
-        shape = (len(places.sequence), architecture.width)
-        store.write_rows("tokens/features", mean_features(stack, mixed, valid), shape, np.float16)
-        if per_date:
-            shape = (len(valid), architecture.width)
-            parts = features_in_order(stack.tokens, mixed, valid, ROWS_AT_ONCE)
-            store.write_rows("dates/features", parts, shape, np.float16)
+    with contextlib.ExitStack() as until:
+        with stages.measure("encode"):
+            mixed = until.enter_context(
+                mix_whole(
+                    stack.tokens,
+                    store,
+                    valid,
+                    chunk=memory.chunk,
+                    residual_on=memory.residual_on,
+                    on_chunk=progress.advance,
+                    tokens=placed_tokens(stack, store, valid),
+                )
+            )
+        with stages.measure("write"):
+            features = mean_features(stack, mixed, valid)
+            shape = (len(places.sequence), architecture.width)
+            store.write_rows("tokens/features", features, shape, np.float16)
+            if per_date:
+                shape = (len(valid), architecture.width)
+                parts = features_in_order(stack.tokens, mixed, valid, ROWS_AT_ONCE)
+                store.write_rows("dates/features", parts, shape, np.float16)
         vector = mixed.vector.cpu().numpy()
     with stages.measure("write"):
         if per_date:
@@ -264,7 +271,7 @@ def _quality(stack: StackPlan) -> Quality:
     """Find what is wrong with a place on every date on which it is seen."""
     rows, columns = stack.places.setup.grid.shape
     best = np.full((rows, columns), 255, np.uint8)
-    found: list[str] = []
+    said: dict[str, list[date]] = {}
     first: Quality | None = None
     for day, plan in zip(stack.dates, stack.plans, strict=True):
         here = np.zeros(best.shape, np.bool_)
@@ -272,13 +279,20 @@ def _quality(stack: StackPlan) -> Quality:
         quality = examine(plan.setup.source, plan.setup.grid, here)
         first = first or quality
         best[here] = np.minimum(best, quality.labels)[here]
-        found += [f"{day}: {words}" for words in quality.found]
+        for words in quality.found:
+            said.setdefault(words, []).append(day)
     assert first is not None
     seen = best < 255
     best[~seen] = 0
     counts = np.bincount(best[seen], minlength=len(first.names) + 1)[1:]
     shares = dict(zip(first.names, (counts / max(1, seen.sum())).tolist(), strict=True))
-    return Quality(best, first.names, first.colours, shares, tuple(found))
+    found = tuple(f"{_days(days, stack)}: {words}" for words, days in said.items())
+    return Quality(best, first.names, first.colours, shares, found)
+
+
+def _days(days: Sequence[date], stack: StackPlan) -> str:
+    """Name the dates of which something is said."""
+    return "all dates" if len(days) == len(stack.dates) > 1 else ", ".join(map(str, days))
 
 
 def _write_map(plan: Plan, store: ResultStore, made: ClassMap) -> None:

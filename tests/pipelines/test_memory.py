@@ -14,6 +14,7 @@ import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.env import set_gdal_config
 
 from gigavim.checkpoint import ModelSpec, save_model
 from gigavim.config import Resources, RunConfig, parse_bytes
@@ -24,6 +25,8 @@ from gigavim.pipelines import memory
 from gigavim.pipelines.memory import Costs, Memory, MemoryPlan, fit, plan_memory
 from gigavim.pipelines.plan import Plan, make_plan, set_up
 from gigavim.pipelines.run import run_image
+from gigavim.sources.gdal_cache import CACHE, cache_limit
+from images import SCENE_BANDS, write_model, write_scene
 
 GIB = 2**30
 CPU = Resources(device="cpu")
@@ -53,6 +56,26 @@ def test_a_limit_too_small_is_refused_with_the_smallest_that_works(plan: Plan) -
     smallest = parse_bytes(str(error.value).rsplit(" ", 1)[1])
     found = plan_memory(plan, replace(CPU, max_memory=smallest))
     assert found.expected <= found.limit == smallest
+
+
+def test_gdal_keeps_no_more_than_a_run_counts_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GDAL_CACHEMAX", raising=False)
+    model = write_model(tmp_path / "m.safetensors", bands=SCENE_BANDS)
+    scene = str(write_scene(tmp_path / "scene.tif"))
+    config = RunConfig(model=str(model), heads=("features",))
+    # As on a machine with much memory.
+    set_gdal_config("GDAL_CACHEMAX", 8 * GIB)
+    large = set_up(scene, config)
+    assert cache_limit() == CACHE
+    expected = plan_memory(make_plan(large), CPU).expected
+    # What a user asks for is left, and counted.
+    monkeypatch.setenv("GDAL_CACHEMAX", "1024")
+    set_gdal_config("GDAL_CACHEMAX", GIB)
+    more = plan_memory(make_plan(set_up(scene, config)), CPU).expected
+    assert more - expected == pytest.approx(GIB - CACHE, abs=64 * 2**20)
+    set_gdal_config("GDAL_CACHEMAX", CACHE)
 
 
 def test_less_memory_gives_shorter_chunks_then_the_disk(
