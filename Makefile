@@ -35,7 +35,7 @@ screen:
 		echo "The viewer's tests will be skipped; to run them: apt-get install $(SCREEN)"
 
 test: $(STAMP) screen
-	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long"
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m "faults or long"
