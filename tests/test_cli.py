@@ -250,7 +250,9 @@ def test_ctrl_c_stops_in_one_line_and_the_same_command_continues(
 ) -> None:
     slide = write_slide(tmp_path / "large.svs", tissue(6144, 4096))
     arguments = ("run", slide, "-m", model, "-o", tmp_path / "out", "--readers", "1")
-    process = _command(*arguments)
+    # Whatever starts the tests may ignore interrupts, as a shell does for what it runs behind.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = _command(*arguments, before=listening)
     state = tmp_path / "out/large.gigavim.zarr/state"
     while process.poll() is None and not list(state.glob("*.npz")):
         time.sleep(0.005)
