@@ -56,7 +56,7 @@ def chosen_model(source: Source, config: RunConfig, device: str) -> Model:
         raise ModelError("--tile and --trust are of a tile encoder; name one with --encoder")
     name = config.model
     if name is None and config.encoder is None:
-        name = default_model(source, config.spacing)
+        name = default_model(source, config.spacing, bands_chosen=config.bands is not None)
     about = config.encoder and str(description_of(Path(config.encoder)))
     stamps = _stamp(name), _stamp(config.encoder), _stamp(about)
     model = _load(name, config.encoder, config.tile, config.trust, device, stamps)
@@ -102,7 +102,9 @@ def _stamp(name: str | None) -> Stamp:
     return about.st_size, about.st_mtime_ns
 
 
-def default_model(source: Source, spacing: float | None = None) -> str:
+def default_model(
+    source: Source, spacing: float | None = None, *, bands_chosen: bool = False
+) -> str:
     """Return the name of the shipped model for an image.
 
     - ``nuclei`` for slides of 0.5 µm per pixel and finer that are stained as its training data,
@@ -115,6 +117,8 @@ def default_model(source: Source, spacing: float | None = None) -> str:
     ----------
     spacing
         That the user asks for, in the place of the source's own.
+    bands_chosen
+        Whether the source's bands are those that the user asks for: then all of them are read.
 
     Raises
     ------
@@ -142,6 +146,7 @@ def default_model(source: Source, spacing: float | None = None) -> str:
             spec
             and spec.white is not None
             and _has_bands(source, spec)
+            and not (bands_chosen and len(source.bands) > len(spec.bands))
             and holds_reflectance(source)
         ):
             return "landcover"

@@ -11,7 +11,13 @@ from gigavim import models
 from gigavim.checkpoint import ModelSpec, load_model, save_model
 from gigavim.config import Resources, RunConfig
 from gigavim.pipelines.run import run_image
-from gigavim.pipelines.suitable import default_model, holds_reflectance, misfits, pixel_side
+from gigavim.pipelines.suitable import (
+    chosen_model,
+    default_model,
+    holds_reflectance,
+    misfits,
+    pixel_side,
+)
 from gigavim.sources import open_source
 from gigavim.store import ResultStore
 from images import UTM, tissue, write_model, write_scene, write_slide
@@ -169,6 +175,21 @@ def test_land_cover_is_told_of_reflectances_by_a_model_that_knows_what_white_was
     assert default_model(source) == "landcover"
     without_red = open_source(source.path, bands=["B02", "B03", "B08"])
     assert default_model(without_red) == "scene-mini"
+
+
+def test_whoever_chooses_more_bands_than_land_cover_takes_gets_a_model_that_takes_them(
+    weights: Path, tmp_path: Path
+) -> None:
+    set_white(weights / "landcover.safetensors", 0.275)
+    path = str(write_reflectance(tmp_path / "r.tif"))
+    chosen = {
+        ("B04", "B03", "B02"): "landcover",
+        ("B04", "B03", "B02", "B08"): "scene-mini",
+    }
+    for bands, name in chosen.items():
+        config = RunConfig(bands=bands)
+        source = open_source(path, bands=bands)
+        assert chosen_model(source, config, "cpu").path.stem == name
 
 
 def test_counts_without_a_scale_are_answered_with_how_to_name_it(tmp_path: Path) -> None:
