@@ -5,8 +5,10 @@
 
 DATA is what the model was trained on, as `gigavim train` takes it. Every tile of the split is in
 one of the mosaics, at a random place, and each mosaic is read by `gigavim run`, as a user would, in
-both modes: as it is, so that tiles mode cuts it where the tiles were joined, and with a quarter or
-half a tile cut from its top and left: no image does tiles mode the favour of the first. Prints one
+both modes: as it is, so that tiles mode, of patches that do not overlap, cuts it where the tiles
+were joined, and with a quarter or half a tile cut from its top and left: no image does tiles mode
+the favour of the first. Of patches that overlap a tile begins a little before the last one ends,
+and the two grids drift apart. Prints one
 JSON line for each mode and cut: the share of pixels of the right class, with a 95 % bootstrap
 interval over tiles.
 """
