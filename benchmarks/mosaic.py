@@ -8,9 +8,8 @@ one of the mosaics, at a random place, and each mosaic is read by `gigavim run`,
 both modes: as it is, so that tiles mode, of patches that do not overlap, cuts it where the tiles
 were joined, and with a quarter or half a tile cut from its top and left: no image does tiles mode
 the favour of the first. Of patches that overlap a tile begins a little before the last one ends,
-and the two grids drift apart. Prints one
-JSON line for each mode and cut: the share of pixels of the right class, with a 95 % bootstrap
-interval over tiles.
+and the two grids drift apart. Prints one JSON line for each mode and cut: the share of pixels of
+the right class, with a 95 % bootstrap interval over tiles.
 """
 
 from __future__ import annotations

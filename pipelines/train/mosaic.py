@@ -81,7 +81,7 @@ class MosaicBatches(TrainingBatches):
         ranks: int = 1,
     ) -> None:
         super().__init__(data, augmentation, phase.batch, seed, rank, ranks)
-        self.side, self.every, self.cut = phase.mosaic, phase.mosaic_every, cut
+        self.side, self.cut = phase.mosaic, cut
         share = min(phase.batch, len(data.labels)) // ranks
         if share < self.side**2:
             raise GigavimError(
@@ -108,10 +108,10 @@ class MosaicBatches(TrainingBatches):
 
 
 class MosaicAndTileBatches(MosaicBatches):
-    """Batches of mosaics and of single tiles, in turns: `Phase.mosaic_every`."""
+    """Batches of mosaics and of single tiles, in turns."""
 
     def _changed(self, rows: NDArray[np.int64], number: int) -> Batch:
-        if number % self.every:
+        if number % 2:
             return TrainingBatches._changed(self, rows, number)
         return super()._changed(rows, number)
 

@@ -39,8 +39,6 @@ class Phase:
     mosaic: int = 1
     """Tiles to a side of the squares that are learned from, patch by patch, in turns with tiles; 1:
     tiles alone, each as a whole."""
-    mosaic_every: int = 2
-    """Of so many batches one is of mosaics."""
     augmentation: Augmentation | None = None
     """In place of the project's."""
 
