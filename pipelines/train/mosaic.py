@@ -2,7 +2,9 @@
 
 On single tiles only the mean over all patches is told what it is, and no token has ever seen the
 state that another land cover left behind. In a mosaic each patch has a label of its own. From
-mosaics alone a model would forget what it knows of tiles, so the two take turns.
+mosaics alone a model would forget what it knows of tiles, so the two take turns. From small squares
+it learns that the line above is near and a class is soon over; a scene has long lines and large
+lakes, and of such squares alone a town by the sea comes to be named sea.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class PatchClassifier(nn.Module):
 
 
 class MosaicBatches(TrainingBatches):
-    """Batches of tiles, changed as those of `TrainingBatches` and joined to squares.
+    """Batches of tiles, changed as those of `TrainingBatches` and joined to mosaics.
 
     A mosaic is rolled by a random number of pixels, so that borders lie anywhere in a patch.
     """
@@ -81,7 +83,8 @@ class MosaicBatches(TrainingBatches):
         ranks: int = 1,
     ) -> None:
         super().__init__(data, augmentation, phase.batch, seed, rank, ranks)
-        self.side, self.cut = phase.mosaic, cut
+        self.side, self.every, self.cut = phase.mosaic, phase.mosaic_every, cut
+        self.scenes = phase.scenes
         share = min(phase.batch, len(data.labels)) // ranks
         if share < self.side**2:
             raise GigavimError(
@@ -94,12 +97,18 @@ class MosaicBatches(TrainingBatches):
         augmentation = replace(self.augmentation, mixed=0.0)
         generator = self._generator(number)
         whole = rows[: len(rows) // self.side**2 * self.side**2]
+        down, across = self.side, self.side
+        if self.scenes:
+            down, across = scene_shape(self.side, generator)
+            mosaics = whole.reshape(-1, self.side**2)
+            orders = [scene_order(self.data.labels[each], generator) for each in mosaics]
+            whole = np.take_along_axis(mosaics, np.stack(orders), 1).ravel()
         images = augmentation.change(self.data.images(whole), generator)
         targets = self.data.targets(whole)
         images, _ = augmentation.hide(self.data.normalised(images), targets, generator)
         height, width = images.shape[2:]
         classes = targets[:, :, None, None].expand(-1, -1, height, width)
-        images, classes = joined(images, self.side), joined(classes, self.side)
+        images, classes = joined(images, down, across), joined(classes, down, across)
         y, x = torch.randint(height * self.side, (2,), generator=generator).tolist()
         images, classes = (values.roll((y, x), (2, 3)) for values in (images, classes))
         # By area: a patch on a border is as much of one class as of the other.
@@ -108,10 +117,10 @@ class MosaicBatches(TrainingBatches):
 
 
 class MosaicAndTileBatches(MosaicBatches):
-    """Batches of mosaics and of single tiles, in turns."""
+    """Batches of mosaics and of single tiles, in turns: `Phase.mosaic_every`."""
 
     def _changed(self, rows: NDArray[np.int64], number: int) -> Batch:
-        if number % 2:
+        if number % self.every:
             return TrainingBatches._changed(self, rows, number)
         return super()._changed(rows, number)
 
@@ -155,8 +164,24 @@ def mosaic_task(
     )
 
 
-def joined(images: Tensor, side: int) -> Tensor:
-    """Join images, shape (b * side * side, band, h, w), to squares of `side` to the side."""
+def scene_shape(side: int, generator: torch.Generator) -> tuple[int, int]:
+    """Return at random how many tiles down and across `side` ** 2 of them lie, at least as wide."""
+    shapes = [(down, side**2 // down) for down in range(2, side + 1) if side**2 % down == 0]
+    return shapes[int(torch.randint(len(shapes), (), generator=generator))]
+
+
+def scene_order(labels: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
+    """Return an order of tiles: by class, in random order of classes, but a random share anywhere."""
+    classes = torch.randperm(int(labels.max()) + 1, generator=generator)
+    order = classes[torch.from_numpy(labels)].argsort(stable=True)
+    apart = torch.rand(len(order), generator=generator) < torch.rand((), generator=generator)
+    some = order[apart]
+    order[apart] = some[torch.randperm(len(some), generator=generator)]
+    return order.numpy()
+
+
+def joined(images: Tensor, down: int, across: int) -> Tensor:
+    """Join images, shape (b * down * across, band, h, w), to mosaics of so many tiles."""
     _, bands, height, width = images.shape
-    squares = images.reshape(-1, side, side, bands, height, width).permute(0, 3, 1, 4, 2, 5)
-    return squares.reshape(-1, bands, side * height, side * width)
+    mosaics = images.reshape(-1, down, across, bands, height, width).permute(0, 3, 1, 4, 2, 5)
+    return mosaics.reshape(-1, bands, down * height, across * width)

@@ -39,6 +39,11 @@ class Phase:
     mosaic: int = 1
     """Tiles to a side of the squares that are learned from, patch by patch, in turns with tiles; 1:
     tiles alone, each as a whole."""
+    mosaic_every: int = 2
+    """Of so many batches one is of mosaics."""
+    scenes: bool = False
+    """Whether mosaics are laid out as scenes are, in place of squares of any tile beside any: of as
+    many tiles, but wide, and in part by class."""
     augmentation: Augmentation | None = None
     """In place of the project's."""
 

@@ -18,6 +18,7 @@ from gigavim.pipelines.train.mosaic import (
     PatchClassifier,
     PlainMosaics,
     joined,
+    scene_order,
 )
 from gigavim.pipelines.train.project import Phase, Project
 from gigavim.pipelines.train.split import split_by_group
@@ -43,9 +44,35 @@ def test_a_patch_of_a_mosaic_is_of_the_classes_that_it_shows_by_area(stride: int
         torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
 
 
-def test_images_are_joined_row_by_row() -> None:
-    square = joined(torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2), 2)
-    assert square[0, 0, ::2, ::2].tolist() == [[0, 1], [2, 3]]
+@pytest.mark.parametrize(
+    ("down", "across", "rows"), [(2, 2, [[0, 1], [2, 3]]), (1, 4, [[0, 1, 2, 3]])]
+)
+def test_images_are_joined_row_by_row(down: int, across: int, rows: list[list[int]]) -> None:
+    made = joined(torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2), down, across)
+    assert made[0, 0, ::2, ::2].tolist() == rows
+
+
+def test_scenes_are_of_all_tiles_and_as_wide_as_these_allow() -> None:
+    phase = Phase(batch=16, mosaic=4, scenes=True)
+    shapes = set()
+    for seed in range(20):
+        for images, targets in MosaicBatches(flat(), Augmentation(), phase, (8, 8), seed=seed):
+            shapes.add(tuple(images.shape[2:]))
+            shown = images[:, 0].unfold(1, 8, 8).unfold(2, 8, 8).mean((3, 4)).flatten()
+            torch.testing.assert_close(targets @ torch.arange(3.0), shown)
+            torch.testing.assert_close(targets.sum(0).long(), torch.tensor([24, 20, 20]))
+    assert shapes == {(64, 64), (32, 128)}
+
+
+def test_tiles_of_a_class_lie_together_in_a_scene_more_often_than_by_chance() -> None:
+    labels = np.arange(60) % 10
+    orders = [scene_order(labels, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    assert all(sorted(order) == list(range(60)) for order in orders)
+    alike = np.array([np.mean(np.diff(labels[order]) == 0) for order in orders])
+    # In order, 50 of 59 neighbours are alike; by chance, one in twelve.
+    assert alike.min() < 0.2
+    assert alike.max() > 0.75
+    assert 0.3 < alike.mean() < 0.6
 
 
 def test_validation_sees_the_same_mosaics_each_time() -> None:
@@ -54,11 +81,14 @@ def test_validation_sees_the_same_mosaics_each_time() -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
 
 
-def test_mosaics_and_tiles_take_turns() -> None:
-    batches = list(MosaicAndTileBatches(flat(32), Augmentation(), PHASE, (8, 8), seed=0))
-    assert [images.shape[2] for images, _ in batches] == [32, 16, 32, 16]
-    for images, targets in batches[1::2]:
-        assert torch.equal(targets.argmax(1).float(), images[:, 0, 0, 0])
+@pytest.mark.parametrize(("every", "sides"), [(2, [32, 16, 32, 16]), (3, [32, 16, 16, 32])])
+def test_mosaics_and_tiles_take_turns(every: int, sides: list[int]) -> None:
+    phase = dataclasses.replace(PHASE, mosaic_every=every)
+    batches = list(MosaicAndTileBatches(flat(32), Augmentation(), phase, (8, 8), seed=0))
+    assert [images.shape[2] for images, _ in batches] == sides
+    for images, targets in batches:
+        if images.shape[2] == 16:
+            assert torch.equal(targets.argmax(1).float(), images[:, 0, 0, 0])
 
 
 def test_a_batch_too_small_for_a_mosaic_is_refused() -> None:
