@@ -171,7 +171,7 @@ def scene_shape(side: int, generator: torch.Generator) -> tuple[int, int]:
 
 
 def scene_order(labels: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
-    """Return an order of tiles: by class, in random order of classes, but a random share anywhere."""
+    """Return an order of tiles by class, in random order of these, but a random share anywhere."""
     classes = torch.randperm(int(labels.max()) + 1, generator=generator)
     order = classes[torch.from_numpy(labels)].argsort(stable=True)
     apart = torch.rand(len(order), generator=generator) < torch.rand((), generator=generator)
