@@ -34,8 +34,9 @@ screen:
 		apt-get install -y -qq $(SCREEN) >/dev/null; } || \
 		echo "The viewer's tests will be skipped; to run them: apt-get install $(SCREEN)"
 
+# Two processes of one thread each: threads that wait for each other took twice as long.
 test: $(STAMP) screen
-	$(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m "faults or long"
