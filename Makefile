@@ -34,7 +34,7 @@ screen:
 		apt-get install -y -qq $(SCREEN) >/dev/null; } || \
 		echo "The viewer's tests will be skipped; to run them: apt-get install $(SCREEN)"
 
-# Two processes of one thread each: threads that wait for each other took twice as long.
+# One thread each, or the two processes wait for each other's threads.
 test: $(STAMP) screen
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
