@@ -59,7 +59,8 @@ def resnet(project: Project, tiles: TileSet, spec: ModelSpec, folder: Path) -> n
     for number, phase in enumerate(project.phases, 1):
         augmentation = project.augmentation_in(phase)
         task = classification_task(train, validation, augmentation, phase, project.seed)
-        score = fit(model, task, phase, folder / f"phase-{number}")
+        # In float32: a tenth faster than bfloat16 on a CPU without matrix units for it.
+        score = fit(model, task, phase, folder / f"phase-{number}", precision="float32")
         print(f"phase {number}: validation {score:.4f}", file=sys.stderr)
     return model
 

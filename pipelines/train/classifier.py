@@ -112,11 +112,7 @@ def _finish(output: Path, encoder: VisionMamba, spec: ModelSpec, tiles: TileSet)
     save_model(output, encoder, spec, torch.float16)
     # What is written is what is measured: float16 weights.
     figures = measure(load_model(output), tiles, split)
-    metrics = {}
-    for name, figure in figures.by_name.items():
-        metrics[f"{split} {name}"] = figure.value
-        metrics[f"{split} {name} low"] = figure.low
-        metrics[f"{split} {name} high"] = figure.high
+    metrics = figures.as_metrics(split)
     save_model(output, encoder, dataclasses.replace(spec, metrics=metrics), torch.float16)
     write_split(output.with_suffix(SPLIT), tiles)
     return figures

@@ -100,12 +100,7 @@ def train_nuclei(
     save_model(output, model.encoder, spec, torch.float16, decoder=model.decoder)
     # What is written is what is measured: float16 weights.
     figures = test_figures(load_model(output), sets["test"])
-    metrics = {
-        f"test {name}{end}": value
-        for name, figure in figures.by_name.items()
-        for end, value in (("", figure.value), (" low", figure.low), (" high", figure.high))
-    }
-    spec = dataclasses.replace(spec, metrics=metrics)
+    spec = dataclasses.replace(spec, metrics=figures.as_metrics("test"))
     save_model(output, model.encoder, spec, torch.float16, decoder=model.decoder)
     return figures
 
