@@ -5,8 +5,10 @@
 
 What a Vim is trained on, a plain convolutional network learns from scratch: the same split and
 phases, with their augmentation, batches, optimiser and epochs; but of tiles alone, since it names
-nothing smaller. Checkpoints, logs and curves go to FOLDER. The test split is looked at once, at the
-end. Prints one JSON line for each share of the haze that is taken off.
+nothing smaller, and each tile with a haze of its own: with one for all of a batch, the statistics
+of its batch norm are of no batch that it is measured on (0.939 of validation tiles, and 0.974 with
+statistics taken anew). Checkpoints, logs and curves go to FOLDER. The test split is looked at once,
+at the end. Prints one JSON line for each share of the haze that is taken off.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 from gigavim.checkpoint import ModelSpec, load_model
 from gigavim.memory import keep_freed_memory
+from gigavim.pipelines.train.augment import Augmentation, cleared
 from gigavim.pipelines.train.begin import first_spec
 from gigavim.pipelines.train.classification import classification_task, predict
 from gigavim.pipelines.train.classifier import labelled
@@ -57,12 +60,22 @@ def resnet(project: Project, tiles: TileSet, spec: ModelSpec, folder: Path) -> n
     model = ResNet18(spec.architecture.classes)
     train, validation = (labelled(tiles, split, spec) for split in ("train", "val"))
     for number, phase in enumerate(project.phases, 1):
-        augmentation = project.augmentation_in(phase)
+        augmentation = HazeOfEach(**dataclasses.asdict(project.augmentation_in(phase)))
         task = classification_task(train, validation, augmentation, phase, project.seed)
         # In float32: a tenth faster than bfloat16 on a CPU without matrix units for it.
         score = fit(model, task, phase, folder / f"phase-{number}", precision="float32")
         print(f"phase {number}: validation {score:.4f}", file=sys.stderr)
     return model
+
+
+class HazeOfEach(Augmentation):
+    """The same changes, the haze drawn for each image."""
+
+    def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        images = Augmentation.change(dataclasses.replace(self, haze=()), images, generator)
+        if not self.haze:
+            return images
+        return torch.cat([cleared(image[None], self.haze, generator) for image in images])
 
 
 def show(name: str, model: nn.Module, spec: ModelSpec, tiles: TileSet) -> None:
