@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
     multiclass_f1_score,
+    multiclass_jaccard_index,
 )
 
 RESAMPLES = 1000
@@ -39,8 +40,8 @@ class Figures:
     images: int
     groups: int
     by_name: dict[str, Figure]
-    """``accuracy``, ``balanced_accuracy``, ``f1`` of each class, and ``auroc`` of two classes; of
-    nuclei ``dice`` and ``aji``."""
+    """``accuracy``, ``balanced_accuracy``, ``mean_iou`` (intersection over union), ``f1`` of each
+    class, and ``auroc`` of two classes; of nuclei ``dice`` and ``aji``."""
     confusion: tuple[tuple[int, ...], ...]
     """Images by their class, a row each, and by what they were taken for; empty without classes."""
 
@@ -106,7 +107,7 @@ def figures_of(
 def figures_of_counts(counts: NDArray[np.int64], classes: Sequence[str], seed: int = 0) -> Figures:
     """Compare a map with what is right, of pixels that are too many to hold; as `figures_of`.
 
-    Classes that no pixel is of have no F1, and no part in the balanced accuracy.
+    Classes that no pixel is of have no F1, and no part in the means over classes.
 
     Parameters
     ----------
@@ -136,10 +137,12 @@ def _of_counts(
     are, taken = counts.sum(2), counts.sum(1)
     with np.errstate(invalid="ignore"):
         recall = np.where(are > 0, right / are, np.nan)
+        iou = np.where(are > 0, right / (are + taken - right), np.nan)
         f1 = np.where(are + taken > 0, 2 * right / (are + taken), 0)
     figures = {
         "accuracy": right.sum(1) / counts.sum((1, 2)),
         "balanced_accuracy": np.nanmean(recall, 1),
+        "mean_iou": np.nanmean(iou, 1),
     }
     return figures | {
         f"f1 {name}": f1[:, index] for index, name in enumerate(classes) if present[index]
@@ -154,6 +157,7 @@ def _figures(probs: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     figures = {
         "accuracy": accuracy(average="micro").item(),
         "balanced_accuracy": accuracy(average="macro").item(),
+        "mean_iou": multiclass_jaccard_index(predicted, labels, k, validate_args=False).item(),
     }
     scores = multiclass_f1_score(predicted, labels, k, average="none", validate_args=False)
     figures |= {f"f1 {name}": score for name, score in zip(classes, scores.tolist(), strict=True)}

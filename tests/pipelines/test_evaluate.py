@@ -179,3 +179,11 @@ def test_counts_give_the_figures_of_torchmetrics() -> None:
         # Bootstraps of other draws.
         assert found.by_name[name].low == pytest.approx(figure.low, abs=0.02)
         assert found.by_name[name].high == pytest.approx(figure.high, abs=0.02)
+
+
+def test_a_class_that_is_nowhere_has_no_part_in_the_figures() -> None:
+    two = np.array([[[3, 1], [1, 1]]])
+    three = np.pad(two, ((0, 0), (0, 1), (0, 1)))
+    expected, found = figures_of_counts(two, "ab"), figures_of_counts(three, "abc")
+    assert found.by_name == expected.by_name
+    assert found.by_name["mean_iou"].value == pytest.approx((3 / 5 + 1 / 3) / 2)

@@ -18,7 +18,14 @@ def test_figures_are_those_of_the_confusion() -> None:
     values = {name: figure.value for name, figure in figures.by_name.items()}
     assert figures.confusion == ((3, 1), (1, 1))
     assert values == pytest.approx(
-        {"accuracy": 4 / 6, "balanced_accuracy": 0.625, "f1 a": 0.75, "f1 b": 0.5, "auroc": 0.625}
+        {
+            "accuracy": 4 / 6,
+            "balanced_accuracy": 0.625,
+            "mean_iou": (3 / 5 + 1 / 3) / 2,
+            "f1 a": 0.75,
+            "f1 b": 0.5,
+            "auroc": 0.625,
+        }
     )
     assert (figures.images, figures.groups) == (6, 6)
 
